@@ -1,0 +1,1 @@
+"""Step-Audio 2 for vLLM. Importing this package imports neither torch nor vLLM."""
