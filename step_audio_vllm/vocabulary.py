@@ -2,7 +2,7 @@
 
 No id is written here or anywhere else: `Vocabulary.from_ids` looks each name up in the loaded tokenizer's table and
 refuses a tokenizer that lacks one. This module imports nothing, so that the plugin, the sidecar and the launcher
-can all read it. Source: the model's tokenizer (spec model 3.2 to 3.4, 8.2).
+can all read it. Source: the tokenizer of the published checkpoints.
 """
 
 from __future__ import annotations

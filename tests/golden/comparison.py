@@ -1,4 +1,4 @@
-"""What every golden comparison writes into: rows of ours against recorded, and which recorded tensors were used."""
+"""What a golden comparison writes into: rows of ours against recorded, and which recorded tensors were used."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Row:
 class Comparison:
     """Collects rows for one golden folder, and remembers which recorded tensors were looked at.
 
-    Read recorded tensors only through `load`: whatever is left unread at the end is a failure, so that a folder with
-    more in it than we compare cannot pass by silence.
+    Read recorded tensors only through `load`: whatever is left unread at the end is a failure, so that a
+    folder with more in it than we compare cannot pass by silence.
     """
 
     folder: Path
@@ -55,22 +55,37 @@ class Comparison:
     def close(self, name: str, ours: Tensor, recorded: Tensor, tolerance: float) -> None:
         """Largest absolute difference at most `tolerance`; relative error is that over max |recorded|."""
         if tuple(ours.shape) != tuple(recorded.shape):
-            self.rows.append(Row(f"{name} {tuple(ours.shape)}", float("inf"), None,
-                                 f"shape {tuple(recorded.shape)}", False))
+            self.rows.append(
+                Row(f"{name} {tuple(ours.shape)}", float("inf"), None, f"shape {tuple(recorded.shape)}", False)
+            )
             return
         if recorded.numel() == 0:
             self.rows.append(Row(name, 0.0, None, "empty in both", True))
             return
         difference = (ours.detach().double() - recorded.double()).abs().max().item()
         scale = recorded.double().abs().max().item()
-        self.rows.append(Row(name, difference, difference / scale if scale else None, f"<= {tolerance:g}",
-                             difference <= tolerance))
+        self.rows.append(
+            Row(
+                name,
+                difference,
+                difference / scale if scale else None,
+                f"<= {tolerance:g}",
+                difference <= tolerance,
+            )
+        )
 
     def snr(self, name: str, ours: Tensor, recorded: Tensor, least_db: float) -> None:
         """Signal-to-noise ratio 10 log10(sum ref^2 / sum (ours - ref)^2) of at least `least_db`."""
         if tuple(ours.shape) != tuple(recorded.shape):
-            self.rows.append(Row(f"{name} {tuple(ours.shape)}", float("-inf"), None,
-                                 f"shape {tuple(recorded.shape)}", False))
+            self.rows.append(
+                Row(
+                    f"{name} {tuple(ours.shape)}",
+                    float("-inf"),
+                    None,
+                    f"shape {tuple(recorded.shape)}",
+                    False,
+                )
+            )
             return
         reference = recorded.double()
         noise = (ours.detach().double() - reference).pow(2).sum()
@@ -85,8 +100,9 @@ class Comparison:
 
     def finish(self) -> list[Row]:
         """All rows, with one failing row for each recorded tensor that nobody read."""
-        return self.rows + [Row(name, float("nan"), None, "recorded but not compared", False)
-                            for name in sorted(self.unread)]
+        return self.rows + [
+            Row(name, float("nan"), None, "recorded but not compared", False) for name in sorted(self.unread)
+        ]
 
 
 @dataclass
