@@ -1,0 +1,114 @@
+"""Run every case of a recorded llm folder in vLLM with the plugin; a child process of compare_llm.
+
+    python tests/golden/llm_in_vllm.py FOLDER OUT
+
+writes OUT/ids.json (prompt and 32 greedy ids of each case) and OUT/logprobs.safetensors (over the whole vocabulary,
+after the prompt). Prompts go in as ids, with one `<audio_patch>` where a recording stands.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+from reference_batch import use_in_worker
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+PADDED_BATCH = ".padded_batch"
+ROOM_FOR_REPLY = 64
+
+
+def prompt_before_expansion(case: dict[str, Any], marker_ids: dict[str, int]) -> tuple[list[int], list[str]]:
+    """The recorded prompt with the blocks of each recording folded into one `<audio_patch>`, and the recordings."""
+    ids: list[int] = []
+    files: list[str] = []
+    chunks = iter(case["audio_chunks"])
+    inside = False
+    for token in case["prompt_token_ids"]:
+        if token == marker_ids["<audio_start>"]:
+            inside = True
+            chunk = next(chunks)
+            if chunk["chunk"] == 0:
+                files.append(chunk["file"])
+                ids.append(marker_ids["<audio_patch>"])
+        elif token == marker_ids["<audio_end>"]:
+            inside = False
+        elif not inside:
+            ids.append(token)
+    return ids, files
+
+
+class Engine:
+    """vLLM on one checkpoint, float32, nothing kept between prompts."""
+
+    def __init__(self, folder: Path, cases: list[dict[str, Any]]) -> None:
+        from vllm import LLM  # noqa: PLC0415
+
+        self.audio = folder / "audio"
+        tokenizer = Tokenizer.from_file(str(folder / "checkpoint" / "tokenizer.json"))
+        self.marker_ids = {
+            name: tokenizer.token_to_id(name) for name in ("<audio_start>", "<audio_end>", "<audio_patch>")
+        }
+        self.llm = LLM(
+            model=str(folder / "checkpoint"),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=max(len(case["prompt_token_ids"]) for case in cases) + ROOM_FOR_REPLY,
+            max_num_seqs=4,
+            kv_cache_memory_bytes=1 << 28,
+            max_logprobs=-1,
+            enable_prefix_caching=False,
+            mm_processor_cache_gb=0,
+        )
+
+    def run(self, case: dict[str, Any], name: str) -> tuple[dict[str, list[int]], torch.Tensor]:
+        """Prompt ids as vLLM expanded them and greedy ids, and the first step's log-probabilities (V,)."""
+        from vllm import SamplingParams  # noqa: PLC0415
+        from vllm.inputs import TokensPrompt  # noqa: PLC0415
+
+        ids, files = prompt_before_expansion(case, self.marker_ids)
+        prompt = TokensPrompt(prompt_token_ids=ids)
+        if files:
+            prompt["multi_modal_data"] = {
+                "audio": [soundfile.read(self.audio / file, dtype="float32") for file in files]
+            }
+            # by name and not by content: the engine may keep a recording's embeddings
+            prompt["multi_modal_uuids"] = {"audio": [f"{name}-{i}" for i in range(len(files))]}
+        steps = len(case["greedy"]["token_ids"])
+        greedy = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False)
+        first = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False, logprobs=-1)
+        (answer,) = self.llm.generate([prompt], greedy, use_tqdm=False)
+        (opening,) = self.llm.generate([prompt], first, use_tqdm=False)
+        by_id = opening.outputs[0].logprobs[0]
+        logprobs = torch.full((max(by_id) + 1,), float("nan"))
+        logprobs[list(by_id)] = torch.tensor([entry.logprob for entry in by_id.values()])
+        return {
+            "prompt_token_ids": list(answer.prompt_token_ids),
+            "token_ids": list(answer.outputs[0].token_ids),
+        }, logprobs
+
+
+def main(folder: Path, out: Path) -> None:
+    cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["cases"]
+    engine = Engine(folder, cases)
+    ids: dict[str, dict[str, list[int]]] = {}
+    logprobs: dict[str, torch.Tensor] = {}
+    for case in cases:
+        ids[case["name"]], logprobs[case["name"]] = engine.run(case, case["name"])
+    padded = [case for case in cases if "greedy_padded_batch" in case]
+    if padded:
+        engine.llm.apply_model(use_in_worker)
+    for case in padded:
+        name = case["name"] + PADDED_BATCH
+        ids[name], logprobs[name] = engine.run(case, name)
+    (out / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
+    save_file(logprobs, out / "logprobs.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
