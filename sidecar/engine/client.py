@@ -45,6 +45,14 @@ class TokenDelta:
     finish_reason: str | None = None
 
 
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model behind the engine: the name it goes by, and how many tokens prompt and reply may have together."""
+
+    name: str
+    max_model_len: int
+
+
 class EngineClient(Protocol):
     def generate(self, request: EngineRequest) -> AsyncIterator[Accepted | TokenDelta]:
         """Yield `Accepted` once, then deltas until one carries a finish reason.
@@ -54,5 +62,16 @@ class EngineClient(Protocol):
         Raises:
             BadRequest: the engine refuses it (too long, a field out of range).
             NotReady, EngineFailed: it is not there, or went away.
+        """
+        ...
+
+    async def is_ready(self) -> bool:
+        """Whether it would take a request now; never raises for an engine that is not there."""
+        ...
+
+    async def model_info(self) -> ModelInfo:
+        """
+        Raises:
+            NotReady, EngineFailed: it is not there, or its answer is no answer.
         """
         ...
