@@ -1,0 +1,123 @@
+"""Answers: errors as OpenAI error bodies, and speech, whole or as it is made."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from urllib.parse import quote
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from sidecar.api.hang_up import unless_hung_up
+from sidecar.api.middleware import REQUEST_ID_HEADER
+from sidecar.audio.encode import BYTES_PER_SAMPLE, Encoder
+from sidecar.errors import BadRequest, SidecarError
+from sidecar.speech import Speech
+
+#: Headers share a server's or a proxy's limit of 8 KiB, often.
+MAX_TRANSCRIPT_BYTES = 6000
+
+
+def error_response(error: SidecarError) -> JSONResponse:
+    retry = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return error_body(error.status, error.message, error.type, param=error.param, code=error.code, headers=retry)
+
+
+def error_body(
+    status: int,
+    message: str,
+    type: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    body = {"error": {"message": message, "type": type, "param": param, "code": code}}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+async def on_sidecar_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, SidecarError), "registered for SidecarError alone"
+    return error_response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router refuses: no such route, not this method; and forms that cannot be read."""
+    assert isinstance(error, HTTPException), "registered for HTTPException alone"
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return error_body(error.status_code, message, BadRequest.type, headers=dict(error.headers or {}))
+
+
+async def on_unexpected_error(request: Request, _: Exception) -> Response:
+    """A fault of ours. This answer is made outside of the middleware, so it brings its request id itself."""
+    headers = {REQUEST_ID_HEADER: request.state.request_id}
+    words = "the server made a mistake; its log says more, and this answer's X-Request-Id finds the place"
+    return error_body(500, words, SidecarError.type, headers=headers)
+
+
+def speech_headers(speech: Speech, encoder: Encoder) -> dict[str, str]:
+    return {
+        "X-Seed": str(speech.seed),
+        "Content-Disposition": f'attachment; filename="speech-{speech.request_id[:8]}{encoder.suffix}"',
+    }
+
+
+def transcript_headers(transcript: str) -> dict[str, str]:
+    """The text percent-encoded, cut between two characters where it is too long for a header."""
+    quoted, kept = "", transcript.strip()
+    for character in kept:
+        piece = quote(character, safe="")
+        if len(quoted) + len(piece) > MAX_TRANSCRIPT_BYTES:
+            return {"X-Transcript": quoted, "X-Transcript-Truncated": "1"}
+        quoted += piece
+    return {"X-Transcript": quoted}
+
+
+async def whole_speech(speech: Speech, encoder: Encoder) -> Response:
+    """All of it in one answer, with its true length.
+
+    Raises:
+        SidecarError: the engine or token2wav failed on the way.
+    """
+    sound = b"".join([encoder.feed(samples) async for samples in speech.samples()])
+    headers = {
+        **speech_headers(speech, encoder),
+        **transcript_headers(speech.transcript),
+        "X-Finish-Reason": speech.finish_reason,
+    }
+    body = encoder.header(len(sound) // BYTES_PER_SAMPLE) + sound
+    return Response(body, media_type=encoder.media_type, headers=headers)
+
+
+class StreamedSpeech(Response):
+    """Sends the container's header at once, then each piece of sound as it is made.
+
+    After an error the body ends without its closing chunk: the server then closes the connection, so the client sees
+    that the speech was cut short.
+    """
+
+    def __init__(self, speech: Speech, encoder: Encoder) -> None:
+        self._speech = speech
+        self._encoder = encoder
+        self.status_code = 200
+        self.media_type = encoder.media_type
+        self.background = None
+        self.init_headers(speech_headers(speech, encoder))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        async with self._speech:
+            # what happened is in the speech's own line of the log
+            with suppress(ClientDisconnect, SidecarError):
+                await unless_hung_up(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if header := self._encoder.header(None):
+            await send({"type": "http.response.body", "body": header, "more_body": True})
+        async for samples in self._speech.samples():
+            await send({"type": "http.response.body", "body": self._encoder.feed(samples), "more_body": True})
+        # first, so that a client that has heard the end finds the slot free
+        await self._speech.end()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

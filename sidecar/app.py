@@ -1,0 +1,168 @@
+"""create_app(): the only file that wires parts. What is not handed in is made in the lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from sidecar.api import generate, openai, replies, status
+from sidecar.api.middleware import BodyLimit, RequestId
+from sidecar.api.services import Services
+from sidecar.engine.client import EngineClient
+from sidecar.engine.http import HttpEngine, open_engine_http
+from sidecar.engine.text import TextTokenizer
+from sidecar.errors import SidecarError
+from sidecar.metrics import Metrics
+from sidecar.pipeline import SpeechPipeline
+from sidecar.requests import SpeechRequest
+from sidecar.settings import Settings
+from sidecar.streaming.chunking import ChunkPlan
+from sidecar.streaming.pool import StatePool
+from sidecar.streaming.scheduler import StreamScheduler
+from sidecar.token2wav.token2wav import Token2Wav
+from sidecar.voices.library import VoiceLibrary
+
+logger = logging.getLogger(__name__)
+
+#: Spoken once through the whole pipeline before the server calls itself ready. Its tokens are bounded: it is there to
+#: run every part once, and a sentence of some seconds does.
+WARM_UP = SpeechRequest(text="Hello, this is the first sentence.", max_tokens=64, seed=0, streaming=True)
+ENGINE_POLL_S = 0.2
+
+
+def create_app(
+    settings: Settings,
+    *,
+    engine: EngineClient | None = None,
+    token2wav: Token2Wav | None = None,
+    voices: VoiceLibrary | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+) -> Starlette:
+    """The sidecar as an ASGI application.
+
+    Args:
+        engine, token2wav, voices: made from the settings where not given.
+        on_failure: called when a part cannot be made, so that the server will never be ready.
+    """
+    pool = StatePool(settings.stream.max_batch_size)
+    services = Services(settings, _metrics(pool))
+    loader = _Loader(services, pool, token2wav, voices)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as opened:
+            where = settings.engine
+            services.engine_http = await opened.enter_async_context(
+                open_engine_http(socket=where.engine_socket, url=where.engine_url, key=where.engine_key)
+            )
+            services.engine = engine or HttpEngine(services.engine_http)
+            loading = asyncio.create_task(loader.load(opened, on_failure), name="loading")
+            yield
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+
+    app = Starlette(
+        routes=[*generate.ROUTES, *status.ROUTES, *openai.ROUTES],
+        middleware=[Middleware(RequestId), Middleware(BodyLimit, settings.limits.max_body_bytes)],
+        exception_handlers={
+            SidecarError: replies.on_sidecar_error,
+            HTTPException: replies.on_http_exception,
+            Exception: replies.on_unexpected_error,
+        },
+        lifespan=lifespan,
+    )
+    app.state.services = services
+    return app
+
+
+@dataclass
+class _Loader:
+    """Finds one part after the other, then speaks a first sentence, while /health answers already."""
+
+    services: Services
+    pool: StatePool
+    token2wav: Token2Wav | None
+    voices: VoiceLibrary | None
+
+    async def load(self, opened: AsyncExitStack, on_failure: Callable[[], None]) -> None:
+        try:
+            await self._tokenizer()
+            token2wav = await self._token2wav()
+            voices = await self._voices(token2wav)
+            scheduler = self._scheduler(token2wav)
+            scheduler.start()
+            opened.push_async_callback(scheduler.close)
+            pipeline = await self._pipeline(scheduler, voices)
+            await self._warm_up(pipeline)
+            self.services.pipeline = pipeline
+            self.services.found("warm-up")
+            logger.info("ready to speak")
+        except SidecarError as error:
+            logger.error("cannot start: %s", error.message)
+            on_failure()
+        except Exception:
+            # without this the server would stand there for ever, neither ready nor dead
+            logger.exception("cannot start")
+            on_failure()
+
+    async def _tokenizer(self) -> None:
+        self.services.text = await asyncio.to_thread(TextTokenizer.from_folder, self.services.settings.model)
+        self.services.found("tokenizer")
+
+    async def _token2wav(self) -> Token2Wav:
+        if self.token2wav is None:
+            settings = self.services.settings
+            dtype: torch.dtype = getattr(torch, settings.dtype)
+            self.token2wav = await asyncio.to_thread(
+                Token2Wav.from_folder, settings.model / "token2wav", device=settings.device, dtype=dtype
+            )
+        self.services.found("token2wav")
+        return self.token2wav
+
+    async def _voices(self, token2wav: Token2Wav) -> VoiceLibrary:
+        settings = self.services.settings
+        voices = self.voices or VoiceLibrary(token2wav, settings.model, voice=settings.voice)
+        await voices.default()
+        self.services.found("voice")
+        return voices
+
+    def _scheduler(self, token2wav: Token2Wav) -> StreamScheduler:
+        sizes = self.services.settings.stream
+        plan = ChunkPlan(first_chunk_tokens=sizes.first_chunk_tokens, chunk_tokens=sizes.chunk_tokens)
+        return StreamScheduler(token2wav, plan, on_step=self.services.metrics.step_seconds.observe)
+
+    async def _pipeline(self, scheduler: StreamScheduler, voices: VoiceLibrary) -> SpeechPipeline:
+        services = self.services
+        while not await services.engine.is_ready():  # noqa: ASYNC110  it is another process
+            await asyncio.sleep(ENGINE_POLL_S)
+        info = await services.engine.model_info()
+        services.found("engine")
+        return SpeechPipeline(
+            settings=services.settings,
+            engine=services.engine,
+            max_model_len=services.settings.engine.max_model_len or info.max_model_len,
+            text=services.text,
+            voices=voices,
+            scheduler=scheduler,
+            pool=self.pool,
+            metrics=services.metrics,
+        )
+
+    async def _warm_up(self, pipeline: SpeechPipeline) -> None:
+        # nobody asked for this sentence, so it is left out of the numbers
+        unheard = replace(pipeline, metrics=_metrics(self.pool))
+        async with await unheard.open(WARM_UP, "warm-up") as speech:
+            async for _ in speech.samples():
+                pass
+
+
+def _metrics(pool: StatePool) -> Metrics:
+    return Metrics(streams_running=lambda: pool.taken, slots=pool.slots)

@@ -1,0 +1,125 @@
+"""Every number that the server counts about itself, in Prometheus' text form. Names end in their unit.
+
+Counting may happen in any thread: each metric has its own lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
+from typing import Protocol
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metric(Protocol):
+    name: str
+    help: str
+    kind: str
+
+    def lines(self) -> Iterator[str]: ...
+
+
+class Counter:
+    """Only grows. With a `label`, one number for each of its values."""
+
+    kind = "counter"
+
+    def __init__(self, name: str, help: str, *, label: str | None = None) -> None:
+        self.name, self.help = name, help
+        self._label = label
+        self._lock = Lock()
+        self._counts: dict[str, float] = {} if label else {"": 0.0}
+
+    def add(self, amount: float = 1.0, label_value: str = "") -> None:
+        with self._lock:
+            self._counts[label_value] = self._counts.get(label_value, 0.0) + amount
+
+    def lines(self) -> Iterator[str]:
+        with self._lock:
+            counts = sorted(self._counts.items())
+        for value, count in counts:
+            yield f'{self.name}{{{self._label}="{value}"}} {count:g}' if self._label else f"{self.name} {count:g}"
+
+
+class Gauge:
+    """A number read when somebody asks."""
+
+    kind = "gauge"
+
+    def __init__(self, name: str, help: str, read: Callable[[], float]) -> None:
+        self.name, self.help = name, help
+        self._read = read
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.name} {self._read():g}"
+
+
+class Histogram:
+    """How often a value was at most each of `bounds`."""
+
+    kind = "histogram"
+
+    def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
+        self.name, self.help = name, help
+        self._bounds = (*bounds, float("inf"))
+        self._lock = Lock()
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        with self._lock:
+            self._sum += value
+            for index, bound in enumerate(self._bounds):
+                self._counts[index] += value <= bound
+
+    def lines(self) -> Iterator[str]:
+        with self._lock:
+            counts, total = list(self._counts), self._sum
+        for bound, count in zip(self._bounds, counts, strict=True):
+            yield f'{self.name}_bucket{{le="{"+Inf" if bound == float("inf") else f"{bound:g}"}"}} {count}'
+        yield f"{self.name}_sum {total:g}"
+        yield f"{self.name}_count {counts[-1]}"
+
+
+class Metrics:
+    """All of them.
+
+    Args:
+        streams_running: reads how many slots are taken.
+        slots: how many there are.
+    """
+
+    def __init__(self, *, streams_running: Callable[[], int], slots: int) -> None:
+        self.requests = Counter("sidecar_requests_total", "Requests for speech, by how they ended.", label="outcome")
+        self.ttfa_seconds = Histogram(
+            "sidecar_ttfa_seconds",
+            "From a request's arrival to its first sound.",
+            (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30),
+        )
+        self.rtf_ratio = Histogram(
+            "sidecar_rtf_ratio",
+            "Seconds a reply took for each second of its sound.",
+            (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5, 10),
+        )
+        self.step_seconds = Histogram(
+            "sidecar_step_seconds",
+            "Computing time of one token2wav step.",
+            (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+        )
+        self.audio_seconds = Counter("sidecar_audio_seconds_total", "Sound made.")
+        self.underruns = Counter(
+            "sidecar_underruns_total", "Times a streamed reply's sound came too late for playback."
+        )
+        self.streams_running = Gauge("sidecar_streams_running", "Streams that hold a slot.", streams_running)
+        self.slots = Gauge("sidecar_stream_slots", "Streams there can be at once.", lambda: slots)
+
+    def render(self) -> str:
+        metrics: list[Metric] = [
+            metric for metric in vars(self).values() if isinstance(metric, Counter | Gauge | Histogram)
+        ]
+        return "".join(
+            f"# HELP {metric.name} {metric.help}\n# TYPE {metric.name} {metric.kind}\n"
+            + "".join(f"{line}\n" for line in metric.lines())
+            for metric in metrics
+        )

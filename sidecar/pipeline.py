@@ -1,0 +1,154 @@
+"""The whole trip of one request: checked, admitted, asked of the language model, spoken. Read this first.
+
+`SpeechPipeline.open` refuses what can be refused; what it returns is a `Speech` under way, whose sound is read with
+`samples()` and which is closed whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sidecar.audio.decode import decode_recording, to_mono16k, wav16k_bytes
+from sidecar.audio.local_files import LocalFiles
+from sidecar.engine.client import EngineClient, EngineRequest, Sampling
+from sidecar.engine.prompts import (
+    Prompt,
+    answer_recording,
+    count_prompt_tokens,
+    placeholders,
+    read_aloud,
+    room_for_reply,
+)
+from sidecar.engine.splitter import Splitter
+from sidecar.errors import BadRequest, NotReady, UnusableAudio
+from sidecar.speech import Speech
+
+if TYPE_CHECKING:
+    from sidecar.engine.text import TextTokenizer
+    from sidecar.metrics import Metrics
+    from sidecar.requests import SpeechRequest
+    from sidecar.settings import Settings
+    from sidecar.streaming.pool import StatePool
+    from sidecar.streaming.scheduler import StreamScheduler
+    from sidecar.streaming.stream import Clock
+    from sidecar.voices.library import VoiceLibrary
+
+#: Drawn seeds are short enough to be typed, and exact in every language's numbers.
+DRAWN_SEED_BITS = 31
+
+
+@dataclass(kw_only=True)
+class SpeechPipeline:
+    """The parts that every request goes through, and the requests that are on their way."""
+
+    settings: Settings
+    engine: EngineClient
+    max_model_len: int
+    text: TextTokenizer
+    voices: VoiceLibrary
+    scheduler: StreamScheduler
+    pool: StatePool
+    metrics: Metrics
+    clock: Clock = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._running: set[Speech] = set()
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        limits = self.settings.limits
+        self._files = LocalFiles(limits.allowed_audio_path, self.settings.on_loopback, limits.max_body_bytes)
+
+    async def open(self, wanted: SpeechRequest, request_id: str) -> Speech:
+        """Everything up to the engine's acceptance. Nothing has been sent to the client yet.
+
+        Raises:
+            SidecarError: the request is refused, or cannot be served now; nothing of it is left.
+        """
+        arrived_at = self.clock()
+        if self._closing:
+            raise NotReady("the server is shutting down")
+        self._check_texts(wanted)
+        slot = self.pool.take()
+        try:
+            prompt = await self._prompt(wanted)
+            sampling = self._sampling(wanted, prompt)
+            voice = await self.voices.get(wanted.voice)
+        except BaseException:
+            slot.release()
+            raise
+        speech = Speech(
+            request_id=request_id,
+            stream=self.scheduler.open(voice, seed=sampling.seed),
+            splitter=Splitter(self.text.vocabulary, self.text.token_bytes, in_speech=True),
+            slot=slot,
+            metrics=self.metrics,
+            clock=self.clock,
+            arrived_at=arrived_at,
+            live=wanted.streaming,
+            on_close=self._forget,
+        )
+        self._running.add(speech)
+        self._idle.clear()
+        await speech.begin(self.engine, EngineRequest(request_id, prompt.messages, sampling))
+        return speech
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more requests; let those that run end, and cut off what still runs after `grace_s`."""
+        self._closing = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace_s)
+        for speech in list(self._running):
+            speech.cut_off(NotReady("the server is shutting down"))
+
+    def _forget(self, speech: Speech) -> None:
+        self._running.discard(speech)
+        if not self._running:
+            self._idle.set()
+
+    def _check_texts(self, wanted: SpeechRequest) -> None:
+        for field, text in (("text", wanted.text), ("system_prompt", wanted.system_prompt or "")):
+            limit = self.settings.limits.max_text_characters
+            if len(text) > limit:
+                raise BadRequest(
+                    f"{field} has {len(text):,} characters; {limit:,} are allowed: send it in parts", param=field
+                )
+            self.text.require_plain(text, field)
+
+    async def _prompt(self, wanted: SpeechRequest) -> Prompt:
+        prompts, system = self.settings.prompts, wanted.system_prompt
+        if wanted.has_recording:
+            return await asyncio.to_thread(
+                self._prompt_of_recording, wanted, prompts.system_prompt if system is None else system
+            )
+        return read_aloud(wanted.text.strip(), prompts.tts_system_prompt if system is None else system)
+
+    def _prompt_of_recording(self, wanted: SpeechRequest, system: str) -> Prompt:
+        """Reads and decodes, so it takes a thread."""
+        data = wanted.audio if wanted.audio is not None else self._files.read(wanted.audio_path or "")
+        mono = to_mono16k(decode_recording(data, max_seconds=self.settings.limits.max_recording_seconds))
+        if not sum(placeholders(mono.size)):
+            raise UnusableAudio("the recording is too short to hear anything in; 20 ms are needed", param="audio")
+        return answer_recording(wav16k_bytes(mono), mono.size, wanted.text.strip(), system)
+
+    def _sampling(self, wanted: SpeechRequest, prompt: Prompt) -> Sampling:
+        ours = self.settings.sampling
+        prompt_tokens = count_prompt_tokens(prompt, self.text)
+        seed = next((seed for seed in (wanted.seed, ours.seed) if seed is not None), None)
+        temperature = ours.temperature if wanted.temperature is None else wanted.temperature
+        return Sampling(
+            temperature=0.0 if ours.greedy else temperature,
+            top_p=ours.top_p if wanted.top_p is None else wanted.top_p,
+            top_k=ours.top_k if wanted.top_k is None else wanted.top_k,
+            min_p=ours.min_p if wanted.min_p is None else wanted.min_p,
+            repetition_penalty=(
+                ours.repetition_penalty if wanted.repetition_penalty is None else wanted.repetition_penalty
+            ),
+            max_tokens=room_for_reply(prompt_tokens, self.max_model_len, wanted.max_tokens or ours.max_tokens),
+            seed=secrets.randbits(DRAWN_SEED_BITS) if seed is None else seed,
+        )

@@ -1,0 +1,320 @@
+"""Every setting of the sidecar: its default, its words for `--help`, and what it refuses.
+
+A value comes from its flag, else from the environment (`--top-p` is `STEP_AUDIO_TOP_P`), else from the default
+written here. Only the standard library is imported, so that the launcher can read defaults and help from here
+without loading anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sidecar.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "STEP_AUDIO_"
+#: The key of the engine's HTTP server: from the environment alone, since a command line is open to every user.
+ENGINE_KEY_VARIABLE = f"{ENVIRONMENT_PREFIX}ENGINE_KEY"
+
+#: The authors' wording for reading a text aloud, and for answering a recording.
+TTS_SYSTEM_PROMPT = "Read this paragraph at a natural pace."
+SYSTEM_PROMPT = "You are a helpful assistant."
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _switch(word: str) -> bool:
+    if word not in ("0", "1"):
+        raise ValueError("it is 1 or 0")
+    return word == "1"
+
+
+def _flag(
+    parse: Callable[[str], Any],
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    repeatable: bool = False,
+) -> dict[str, Any]:
+    return {"parse": parse, "help": help, "choices": choices, "repeatable": repeatable}
+
+
+def _within(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    too_low = value <= low if open_low else value < low
+    if not math.isfinite(value) or too_low or value > high:
+        at_least = "above" if open_low else "at least"
+        at_most = "" if high == math.inf else f" and at most {high:g}"
+        raise SettingsError(f"--{name} is {value:g}; it must be {at_least} {low:g}{at_most}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How the model's next token is drawn where a request does not say; the defaults are the authors'."""
+
+    temperature: float = field(default=0.7, metadata=_flag(float, "sampling temperature; 0 is greedy"))
+    top_p: float = field(default=0.9, metadata=_flag(float, "draw from the likeliest tokens that make up this share"))
+    top_k: int = field(default=-1, metadata=_flag(int, "draw from this many likeliest tokens; -1 is off"))
+    min_p: float = field(default=0.0, metadata=_flag(float, "drop tokens less likely than this share of the likeliest"))
+    repetition_penalty: float = field(
+        default=1.05, metadata=_flag(float, "above 1 makes tokens that came before less likely")
+    )
+    max_tokens: int = field(
+        default=4096, metadata=_flag(int, "tokens a reply may have at most, text and speech together")
+    )
+    greedy: bool = field(
+        default=False, metadata=_flag(_switch, "always take the likeliest token, whatever --temperature says")
+    )
+    seed: int | None = field(
+        default=None, metadata=_flag(int, "seed of requests that bring none (default: a fresh one each)")
+    )
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0, 2)
+        _within("top-p", self.top_p, 0, 1, open_low=True)
+        _within("top-k", self.top_k, -1)
+        _within("min-p", self.min_p, 0, 1)
+        _within("repetition-penalty", self.repetition_penalty, 0, 2, open_low=True)
+        _within("max-tokens", self.max_tokens, 1)
+        if self.seed is not None:
+            _within("seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """How speech is cut into chunks, and how many listeners there may be."""
+
+    first_chunk_tokens: int = field(
+        default=10, metadata=_flag(int, "speech tokens in a reply's first chunk; few start sooner")
+    )
+    chunk_tokens: int = field(
+        default=25, metadata=_flag(int, "speech tokens in a chunk once the size has grown; many cost less")
+    )
+    max_batch_size: int = field(default=16, metadata=_flag(int, "streams at once; the next one is answered 503"))
+
+    def __post_init__(self) -> None:
+        # the vocoder needs 8 mel frames, which are 4 tokens, before it can hand on its overlap
+        _within("first-chunk-tokens", self.first_chunk_tokens, 4)
+        _within("max-batch-size", self.max_batch_size, 1)
+        if self.first_chunk_tokens > self.chunk_tokens:
+            raise SettingsError(
+                f"--first-chunk-tokens ({self.first_chunk_tokens}) is above --chunk-tokens "
+                f"({self.chunk_tokens}); lower it: a small first chunk is what makes the first sound come soon"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings:
+    """What a single request may bring."""
+
+    max_body_mb: float = field(
+        default=50.0, metadata=_flag(float, "megabytes (10^6) a request or a recording may have")
+    )
+    max_recording_seconds: float = field(default=300.0, metadata=_flag(float, "seconds a recording may last"))
+    max_text_characters: int = field(default=4096, metadata=_flag(int, "characters a text or a system prompt may have"))
+    allowed_audio_path: tuple[Path, ...] = field(
+        default=(),
+        metadata=_flag(
+            Path,
+            "folder that audio_path may read from; may be given several times (default: any file while "
+            "listening on loopback, else none)",
+            repeatable=True,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        _within("max-body-mb", self.max_body_mb, 0, open_low=True)
+        _within("max-recording-seconds", self.max_recording_seconds, 0, open_low=True)
+        _within("max-text-characters", self.max_text_characters, 1)
+        for folder in self.allowed_audio_path:
+            if not folder.is_dir():
+                raise SettingsError(f"--allowed-audio-path {folder} is not a folder; create it or name another")
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mb * 1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """The system turns of the two modes."""
+
+    system_prompt: str = field(default=SYSTEM_PROMPT, metadata=_flag(str, "system turn for replies to a recording"))
+    tts_system_prompt: str = field(
+        default=TTS_SYSTEM_PROMPT, metadata=_flag(str, "system turn for reading a text aloud")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Where the language model answers: vLLM's OpenAI server on a unix socket or a URL."""
+
+    engine_socket: Path | None = field(default=None, metadata=_flag(Path, "unix socket of the language model's server"))
+    engine_url: str | None = field(
+        default=None, metadata=_flag(str, "URL of the language model's server, instead of a socket")
+    )
+    served_model_name: str | None = field(
+        default=None, metadata=_flag(str, "name the model goes by (default: --model)")
+    )
+    max_model_len: int | None = field(
+        default=None, metadata=_flag(int, "tokens of context (default: what the engine says)")
+    )
+    engine_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.engine_socket is not None and self.engine_url is not None:
+            raise SettingsError("--engine-socket and --engine-url both say where the engine is; give one of them")
+        if self.engine_url is not None and not self.engine_url.startswith(("http://", "https://")):
+            raise SettingsError(f"--engine-url is {self.engine_url!r}; it must begin with http:// or https://")
+        if self.max_model_len is not None:
+            _within("max-model-len", self.max_model_len, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The sidecar's settings: what it serves and where, and the parts."""
+
+    model: Path = field(metadata=_flag(Path, "folder of the checkpoint"))
+    host: str = field(
+        default="127.0.0.1",
+        metadata=_flag(str, "address to listen on; anything but loopback opens the server to others"),
+    )
+    port: int = field(default=8000, metadata=_flag(int, "port to listen on; 0 takes a free one"))
+    device: str = field(default="cpu", metadata=_flag(str, "where token2wav computes: cpu, cuda, cuda:1 ..."))
+    dtype: str = field(default="float32", metadata=_flag(str, "precision of token2wav's flow", choices=DTYPES))
+    voice: Path | None = field(
+        default=None,
+        metadata=_flag(Path, "recording of the default voice (default: the one that comes with the checkpoint)"),
+    )
+    log_level: str = field(default="info", metadata=_flag(str, "least serious message to log", choices=LOG_LEVELS))
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+    def __post_init__(self) -> None:
+        _within("port", self.port, 0, 65535)
+        for name, value, choices in (
+            ("dtype", self.dtype, DTYPES),
+            ("log-level", self.log_level, LOG_LEVELS),
+        ):
+            if value not in choices:
+                raise SettingsError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+    @property
+    def served_model_name(self) -> str:
+        return self.engine.served_model_name or str(self.model)
+
+    @property
+    def on_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @classmethod
+    def from_flags(cls, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
+        """Settings from a command line and the environment.
+
+        Raises:
+            SettingsError: a value that cannot work, naming its flag.
+            SystemExit: argparse's own, after `--help` or for a flag it does not know.
+        """
+        environment = os.environ if environment is None else environment
+        parser = argparse.ArgumentParser(
+            prog="python -m sidecar", description="Speech over HTTP, beside vLLM.", allow_abbrev=False
+        )
+        add_flags(parser)
+        given = _from_environment(environment) | vars(parser.parse_args(argv))
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        if "model" not in given:
+            raise SettingsError("--model is missing; give the folder of the checkpoint")
+        parts = {
+            name: part(**{key: given.pop(key) for key in _names(part) & given.keys()}) for name, part in _PARTS.items()
+        }
+        return cls(**given, **parts)
+
+
+_PARTS: dict[str, Any] = {
+    "sampling": SamplingSettings,
+    "stream": StreamSettings,
+    "limits": LimitSettings,
+    "prompts": PromptSettings,
+    "engine": EngineSettings,
+}
+
+
+def _names(part: Any) -> set[str]:
+    return {setting.name for setting in fields(part)}
+
+
+def _flags() -> Iterator[Field[Any]]:
+    parts: tuple[Any, ...] = (Settings, *_PARTS.values())
+    for part in parts:
+        yield from (setting for setting in fields(part) if "parse" in setting.metadata)
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
+    """Add the flags (all, or the `names`d ones, as `top_p`) to a parser, each with a dash and an underscore form.
+
+    A flag that is not given leaves nothing in the namespace, so that a caller can pass on what was given alone.
+    """
+    wanted = None if names is None else set(names)
+    for setting in _flags():
+        if wanted is None or setting.name in wanted:
+            _add_flag(parser, setting)
+
+
+def default_of(name: str) -> Any:
+    """The default of the setting with this name (as `top_p`)."""
+    return next(setting.default for setting in _flags() if setting.name == name)
+
+
+def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
+    dashed = setting.name.replace("_", "-")
+    spellings = dict.fromkeys([f"--{dashed}", f"--{setting.name}"])
+    words = setting.metadata["help"].replace("%", "%%")
+    if setting.default not in (MISSING, None, ()):
+        words += f" (default: {setting.default})"
+    if setting.metadata["parse"] is _switch:
+        parser.add_argument(*spellings, action="store_true", default=argparse.SUPPRESS, help=words)
+        return
+    parser.add_argument(
+        *spellings,
+        type=setting.metadata["parse"],
+        choices=setting.metadata["choices"],
+        action="append" if setting.metadata["repeatable"] else "store",
+        default=argparse.SUPPRESS,
+        metavar=None if setting.metadata["choices"] else dashed.rpartition("-")[2].upper(),
+        help=words,
+    )
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for setting in _flags():
+        variable = ENVIRONMENT_PREFIX + setting.name.upper()
+        if environment.get(variable, "") != "":
+            given[setting.name] = _parsed(setting, variable, environment[variable])
+    if environment.get(ENGINE_KEY_VARIABLE):
+        given["engine_key"] = environment[ENGINE_KEY_VARIABLE]
+    return given
+
+
+def _parsed(setting: Field[Any], variable: str, text: str) -> Any:
+    parse = setting.metadata["parse"]
+    try:
+        if setting.metadata["repeatable"]:
+            return tuple(parse(part) for part in text.split(os.pathsep) if part)
+        return parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{variable} is {text!r}: {error}") from error

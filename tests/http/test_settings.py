@@ -1,0 +1,116 @@
+"""Settings refuse nonsense at the door, and --help tells the defaults that are used."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import SettingsError
+from sidecar.settings import Settings, add_flags, default_of
+
+
+def settings(*flags: str, **environment: str) -> Settings:
+    return Settings.from_flags(["--model", "somewhere", *flags], environment)
+
+
+def test_the_defaults_are_those_of_the_models_authors() -> None:
+    sampling = settings().sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.7, 0.9, -1, 0.0)
+    assert (sampling.repetition_penalty, sampling.max_tokens) == (1.05, 4096)
+    assert settings().host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("flag", ["--top-p", "--top_p"])
+def test_dashes_and_underscores_are_the_same(flag: str) -> None:
+    assert settings(flag, "0.5").sampling.top_p == 0.5
+
+
+def test_a_flag_goes_before_the_environment_and_that_before_the_default() -> None:
+    assert settings(STEP_AUDIO_TOP_K="5").sampling.top_k == 5
+    assert settings("--top-k", "7", STEP_AUDIO_TOP_K="5").sampling.top_k == 7
+    assert settings(STEP_AUDIO_TOP_K="").sampling.top_k == -1
+    assert settings(STEP_AUDIO_GREEDY="1").sampling.greedy
+
+
+def test_the_engines_key_comes_from_the_environment_alone_and_is_never_shown() -> None:
+    with_key = settings(STEP_AUDIO_ENGINE_KEY="secret")
+    assert with_key.engine.engine_key == "secret"
+    assert "secret" not in repr(with_key)
+    with pytest.raises(SystemExit):
+        settings("--engine-key", "secret")
+
+
+def test_allowed_audio_path_may_be_given_several_times(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    given = settings("--allowed-audio-path", str(tmp_path), "--allowed_audio_path", str(other))
+    assert given.limits.allowed_audio_path == (tmp_path, other)
+    assert settings(STEP_AUDIO_ALLOWED_AUDIO_PATH=f"{tmp_path}:{other}").limits == given.limits
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("--temperature", "-1"), "--temperature"),
+        (("--temperature", "nan"), "--temperature"),
+        (("--top-p", "0"), "--top-p"),
+        (("--max-tokens", "0"), "--max-tokens"),
+        (("--max-batch-size", "0"), "--max-batch-size"),
+        (("--first-chunk-tokens", "3"), "--first-chunk-tokens"),
+        (("--first-chunk-tokens", "30"), "--chunk-tokens"),
+        (("--port", "65536"), "--port"),
+        (("--max-body-mb", "inf"), "--max-body-mb"),
+        (("--allowed-audio-path", "/not/there"), "/not/there"),
+        (("--engine-socket", "/a", "--engine-url", "http://a"), "one of them"),
+        (("--engine-url", "localhost:8000"), "http://"),
+        (("--seed", "-1"), "--seed"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_the_flags_name(flags: tuple[str, ...], word: str) -> None:
+    with pytest.raises(SettingsError, match=word):
+        settings(*flags)
+
+
+def test_an_unreadable_environment_variable_is_refused_by_its_name() -> None:
+    with pytest.raises(SettingsError, match="STEP_AUDIO_PORT"):
+        settings(STEP_AUDIO_PORT="eight thousand")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("example.org", False)],
+)  # fmt: skip
+def test_loopback_is_told_from_the_rest(host: str, loopback: bool) -> None:
+    assert settings("--host", host).on_loopback is loopback
+
+
+def test_a_flag_that_is_not_given_leaves_nothing_behind() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, ["top_p", "greedy", "host"])
+    assert vars(parser.parse_args([])) == {}
+    assert vars(parser.parse_args(["--top_p", "0.5"])) == {"top_p": 0.5}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--port", "1"])
+
+
+def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings("--help")
+    words = " ".join(capsys.readouterr().out.split())
+    for name in ("temperature", "repetition_penalty", "max_tokens", "host", "port", "max_body_mb", "system_prompt"):
+        assert f"(default: {default_of(name)})" in words
+
+
+def test_settings_need_the_standard_library_alone() -> None:
+    program = (
+        "import sys; import sidecar.settings;"
+        "ours = {name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names);"
+        "print(*sorted(name for name in ours if not name.startswith('_')))"
+    )
+    answer = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["sidecar"]
