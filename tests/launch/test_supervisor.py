@@ -1,0 +1,144 @@
+"""Both start, one line says when, and nothing is left of either however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Supervise = Callable[..., Any]
+Gone = Callable[..., None]
+
+
+def test_it_says_what_it_waits_for_and_once_when_ready(supervise: Supervise, tmp_path: Path) -> None:
+    running = supervise()
+    running.wait_for_line("waiting: vLLM is loading")
+    running.wait_for_line("a voice is missing")
+    assert "ready after" not in running.lines()
+    (tmp_path / "go").touch()
+    running.wait_for_line("ready after")
+    assert running.lines().count("ready after") == 1
+    assert "curl http://127.0.0.1:" in running.lines()
+
+
+def test_child_lines_carry_the_child_s_name(supervise: Supervise) -> None:
+    supervise().wait_for_line("[vllm] engine is loading")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_that_was_asked_for_ends_both_and_exits_0(supervise: Supervise, gone: Gone, number: int) -> None:
+    running = supervise()
+    pids = running.child_pids()
+    running.process.send_signal(number)
+    assert running.process.wait(timeout=10) == 0
+    gone(pids, within_s=1)
+    assert not running.run_folder().exists()
+
+
+def test_children_that_ignore_sigterm_are_killed_with_their_own_children(supervise: Supervise, gone: Gone) -> None:
+    running = supervise(stubborn=True, grace_s=1.0)
+    pids = running.child_pids()
+    asked_s = time.monotonic()
+    running.process.send_signal(signal.SIGTERM)
+    running.process.wait(timeout=10)
+    gone(pids, within_s=1)
+    assert 1.0 <= time.monotonic() - asked_s < 5
+
+
+def test_a_second_ctrl_c_kills_at_once(supervise: Supervise, gone: Gone) -> None:
+    running = supervise(stubborn=True, grace_s=60)
+    pids = running.child_pids()
+    running.process.send_signal(signal.SIGINT)
+    running.wait_for_line("stopping")
+    running.process.send_signal(signal.SIGINT)
+    running.process.wait(timeout=5)
+    gone(pids, within_s=1)
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_nothing_is_left_of_a_launcher_that_is_killed(supervise: Supervise, gone: Gone, stubborn: bool) -> None:
+    running = supervise(stubborn=stubborn, grace_s=1.0)
+    pids = running.child_pids()
+    running.process.kill()
+    gone(pids, within_s=6)
+    deadline = time.monotonic() + 3
+    while running.run_folder().exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running.run_folder().exists()
+
+
+def test_nothing_is_left_of_a_launcher_that_is_killed_while_it_prepares(
+    supervise: Supervise, gone: Gone, tmp_path: Path
+) -> None:
+    write = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)"
+    written = tmp_path / "pid"
+    running = supervise(prepare=[[sys.executable, "-c", write, str(written)]])
+    running.wait_for_line("waiting: it is being prepared")
+    deadline = time.monotonic() + 10
+    while not (written.exists() and written.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.process.kill()
+    gone([int(written.read_text())], within_s=6)
+
+
+def test_a_child_that_dies_is_named_with_its_last_lines_and_the_other_is_stopped(
+    supervise: Supervise, gone: Gone
+) -> None:
+    engine = "import sys; [print('line', n) for n in range(40)]; print('no memory left', flush=True); sys.exit(3)"
+    running = supervise(engine=engine)
+    assert running.process.wait(timeout=15) == 1
+    said = running.lines()
+    obituary = said[said.index("vllm ended with exit code 3") :]
+    assert "no memory left" in obituary
+    assert "line 39" in obituary
+    assert "line 20\n" not in obituary
+    assert "Traceback" not in said
+    sidecar = running.folder / "sidecar"
+    if sidecar.exists():
+        gone([int(sidecar.read_text())], within_s=1)
+
+
+def test_the_signal_that_ended_a_child_is_named(supervise: Supervise, tmp_path: Path) -> None:
+    running = supervise()
+    (tmp_path / "go").touch()
+    running.wait_for_line("ready after")
+    os.kill(running.child_pids()[0], signal.SIGKILL)
+    assert running.process.wait(timeout=10) == 1
+    assert "vllm was ended by SIGKILL" in running.lines()
+
+
+def test_a_grandchild_that_outlives_its_parent_is_ended_too(supervise: Supervise, gone: Gone) -> None:
+    running = supervise(grace_s=1.0)
+    pids = running.child_pids()
+    os.kill(pids[0], signal.SIGKILL)
+    assert running.process.wait(timeout=10) == 1
+    gone(pids, within_s=1)
+
+
+def test_preparation_hands_its_folder_to_both(supervise: Supervise, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    write = f"import sys; print('half done', file=sys.stderr); print({str(model)!r})"
+    engine = "import sys, time; print('model', sys.argv[-1], flush=True); time.sleep(60)"
+    running = supervise(prepare=[[sys.executable, "-c", write]], engine=engine)
+    running.wait_for_line("[vllm] model")
+    assert "[prepare] half done" in running.lines()
+
+
+def test_a_failed_preparation_starts_nothing(supervise: Supervise, tmp_path: Path) -> None:
+    running = supervise(prepare=[[sys.executable, "-c", "import sys; sys.exit('no such model')"]])
+    assert running.process.wait(timeout=10) == 1
+    assert "prepare ended with exit code 1" in running.lines()
+    assert "no such model" in running.lines()
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_child_with_one_line_to_say_is_quoted_in_one(supervise: Supervise) -> None:
+    running = supervise(prepare=[[sys.executable, "-c", "import sys; sys.exit('no such model; give a folder')"]])
+    assert running.process.wait(timeout=10) == 1
+    assert "[launcher] prepare ended with exit code 1: no such model; give a folder\n" in running.lines()
