@@ -1,0 +1,34 @@
+"""What every test may use, and a closing line that says what was skipped and why."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections import Counter
+
+import pytest
+
+# Before torch is imported anywhere: this process computes beside servers, and threads that outnumber the cores wait
+# for each other in a spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of loopback on which nobody listens at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    terminalreporter.section("skipped" if reasons else "nothing was skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} x {reason}")
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    words = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return re.sub(r"^Skipped: ", "", words)
