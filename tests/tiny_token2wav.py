@@ -8,6 +8,7 @@ import torch
 from golden_folders import DATA
 from torch import Tensor
 
+from sidecar.timebase import tokens_to_frames
 from sidecar.token2wav import Token2Wav, VoiceFeatures
 from sidecar.token2wav.config import FlowConfig
 from sidecar.token2wav.flow import Flow, FlowNetwork
@@ -45,6 +46,11 @@ def voice_of(prompt_tokens: int, *, seed: int = 0) -> VoiceFeatures:
     drawn = torch.Generator().manual_seed(seed)
     return VoiceFeatures(
         prompt_tokens=speech_tokens(prompt_tokens, seed=seed + 1000),
-        prompt_mel=torch.randn(2 * prompt_tokens, 80, generator=drawn) - 5,
+        prompt_mel=torch.randn(tokens_to_frames(prompt_tokens), 80, generator=drawn) - 5,
         speaker=torch.randn(192, generator=drawn),
     )
+
+
+def signal_to_noise_db(ours: Tensor, reference: Tensor) -> float:
+    noise = (ours.double() - reference.double()).square().sum().clamp(min=1e-30)
+    return (10 * torch.log10(reference.double().square().sum() / noise)).item()

@@ -22,13 +22,13 @@ __all__ = ["Recording", "decode_recording", "resample", "to_mono16k", "wav16k_by
 #: silence in 255 channels; nothing that people record comes near.
 MAX_VALUES = 1 << 26
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 384_000
+#: Full scale is 1. From some ten times this, the spectrum that the networks hear by overflows float32.
+LOUDEST = 1e15
 
 #: First bytes -> FFmpeg's name of the container. What is in no line here is refused: left to guess, FFmpeg also takes
 #: playlists, which name other files and addresses to read.
 _CONTAINERS = (
-    (0, b"RIFF", "wav"),
-    (0, b"RF64", "wav"),
-    (0, b"RIFX", "wav"),
+    (8, b"WAVE", "wav"),  # in a RIFF, RIFX or RF64 file; other RIFF files are pictures and films
     (0, b"fLaC", "flac"),
     (0, b"OggS", "ogg"),
     (0, b"ID3", "mp3"),
@@ -69,8 +69,7 @@ def decode_recording(data: bytes, *, max_seconds: float = 300.0) -> Recording:
         raise UnusableAudio(
             f"the recording looks like {container} but no sound can be decoded from it; send it again, or as wav"
         )
-    if not np.isfinite(recording.samples).all():
-        raise UnusableAudio("the recording holds samples that are not finite (NaN or infinity); export it again")
+    _refuse_not_finite(recording.samples)
     return recording
 
 
@@ -122,6 +121,16 @@ def _refuse_too_much(values: int, channels: int, rate_hz: int, max_seconds: floa
         raise UnusableAudio(
             f"the recording decodes to more than {MAX_VALUES} numbers in {channels} channels; "
             "send fewer channels or a lower rate"
+        )
+
+
+def _refuse_not_finite(samples: NDArray[np.float32]) -> None:
+    loudest = max(samples.max(), -samples.min())  # NaN if any sample is
+    if not np.isfinite(loudest):
+        raise UnusableAudio("the recording holds samples that are not finite (NaN or infinity); export it again")
+    if loudest > LOUDEST:
+        raise UnusableAudio(
+            f"the recording reaches {loudest:.0e}, whose spectrum is not finite; scale its samples to -1 ... 1"
         )
 
 

@@ -46,8 +46,11 @@ class LocalFiles:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise self._missing(name)
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(self.max_bytes + 1)
+        try:
+            with os.fdopen(descriptor, "rb") as file:
+                data = file.read(self.max_bytes + 1)
+        except OSError as error:  # some of /proc, or a failing disk
+            raise self._missing(name) from error
         if len(data) > self.max_bytes:
             raise TooLarge(
                 f"audio_path names a file above the limit of {self.max_bytes:,} bytes; send a shorter recording",

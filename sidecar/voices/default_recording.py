@@ -1,4 +1,4 @@
-"""Where the default voice's recording is: named, in the checkpoint, in a folder of voices, or fetched once."""
+"""Where the default voice's recording is: named, in the checkpoint, or fetched once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ AUTHORS_URL = "https://raw.githubusercontent.com/stepfun-ai/Step-Audio2/main/ass
 AUTHORS_SHA256 = "5fc92ddcd9bc9af10437d9630642378777a98fc260f16508a9777db12c830a41"
 FETCH_TIMEOUT_S = 30.0
 
+_WHAT_TO_PASS = "pass --voice FILE or set STEP_AUDIO_VOICE=FILE, a recording of 1 to 30 s"
+
 Fetch = Callable[[str], bytes]
 
 
-def find_default_recording(
-    model_dir: Path, *, voice: Path | None, voice_dir: Path | None, cache_dir: Path, fetch: Fetch
-) -> Path:
+def find_default_recording(model_dir: Path, *, voice: Path | None, cache_dir: Path, fetch: Fetch) -> Path:
     """The first that exists; `voice`, where given, is the only one asked for.
 
     Raises:
@@ -37,8 +37,6 @@ def find_default_recording(
         return voice
     in_model = model_dir / "token2wav" / "voices"
     places = [in_model / "default.wav", in_model / "default_female.wav", model_dir / "assets" / "default_female.wav"]
-    if voice_dir is not None:
-        places += [voice_dir / "default.wav", voice_dir / "default_female.wav"]
     found = next((path for path in places if path.is_file()), None)
     return found or _fetched_once(cache_dir / "default_female.wav", fetch)
 
@@ -61,14 +59,13 @@ def _fetched_once(path: Path, fetch: Fetch) -> Path:
         data = fetch(AUTHORS_URL)
         if not _is_authors(data):
             raise SettingsError(
-                "the default voice that was fetched is not the one expected (its sha256 differs); "
-                "pass --voice FILE, a recording of 1 to 30 s"
+                f"the default voice that was fetched is not the one expected (its sha256 differs); {_WHAT_TO_PASS}"
             )
         _write_whole(path, data)
     except (httpx.HTTPError, OSError) as error:
         raise SettingsError(
             f"the checkpoint has no default voice and fetching {AUTHORS_URL} failed "
-            f"({type(error).__name__}); pass --voice FILE, a recording of 1 to 30 s"
+            f"({type(error).__name__}); {_WHAT_TO_PASS}"
         ) from error
     return path
 
@@ -80,6 +77,6 @@ def _is_authors(data: bytes) -> bool:
 def _write_whole(path: Path, data: bytes) -> None:
     """Under its name only once complete: another process may be looking."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    Path(file.name).replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        Path(folder, path.name).write_bytes(data)
+        Path(folder, path.name).replace(path)

@@ -31,7 +31,7 @@ class VoiceLibrary:
     Args:
         token2wav: opens voices.
         model_dir: the checkpoint folder; its token2wav part holds the two ONNX networks.
-        voice: the default voice's recording; else the checkpoint's, one in `voice_dir`, or the authors', fetched.
+        voice: the default voice's recording; else the checkpoint's, or the authors', fetched.
     """
 
     def __init__(
@@ -40,14 +40,12 @@ class VoiceLibrary:
         model_dir: Path,
         *,
         voice: Path | None = None,
-        voice_dir: Path | None = None,
         cache_dir: Path | None = None,
         fetch: Fetch = fetch_url,
     ) -> None:
         self._token2wav = token2wav
         self._model_dir = model_dir
         self._voice = voice
-        self._voice_dir = voice_dir
         self._cache_dir = cache_dir
         self._fetch = fetch
         self._building: asyncio.Task[OpenedVoice] | None = None
@@ -86,7 +84,6 @@ class VoiceLibrary:
         path = find_default_recording(
             self._model_dir,
             voice=self._voice,
-            voice_dir=self._voice_dir,
             cache_dir=self._cache_dir or user_cache_dir(),
             fetch=self._fetch,
         )
@@ -94,8 +91,8 @@ class VoiceLibrary:
         try:
             recording = decode_recording(path.read_bytes(), max_seconds=MAX_SECONDS)
             features = extractor.features(recording.samples, recording.sample_rate_hz)
-        except (UnsupportedMedia, UnusableAudio) as error:  # the server's recording, not the client's
-            raise SettingsError(f"{path}: {error.message}") from error
+        except (UnsupportedMedia, UnusableAudio, OSError) as error:  # the server's recording, not the client's
+            raise SettingsError(f"the default voice's recording {path} cannot be used: {error}") from error
         opened = self._token2wav.open_voice(features)
         log.info(
             "voice %s opened: %s, %.1f s of recording, in %.1f s",

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import torch
 from golden_folders import copies
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from sidecar.audio import decode
 from sidecar.audio.decode import Recording, decode_recording, resample, to_mono16k, wav16k_bytes
 from sidecar.audio.pcm import pcm16
 from sidecar.errors import UnsupportedMedia, UnusableAudio
+from sidecar.voices.mel import flow_mel
+from sidecar.voices.tokenizer import log_mel
 
 
 def tone(seconds: float, rate_hz: int, hz: float = 440.0) -> NDArray[np.float32]:
@@ -129,6 +132,7 @@ def test_a_wav_that_is_cut_off_is_used_as_far_as_it_goes() -> None:
         b"hello, this is text",
         b"<html></html>",
         b"\x89PNG\r\n\x1a\n" + bytes(100),
+        b"RIFF\x64\0\0\0WEBPVP8 " + bytes(84),
         b"#EXTM3U\nfile:///etc/passwd\n",
         b"ffconcat version 1.0\nfile /etc/passwd\n",
     ],
@@ -177,12 +181,20 @@ def test_rates_that_no_recorder_has_are_refused(rate_hz: int) -> None:
         decode_recording(bytes(data))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e30])
 def test_samples_that_are_not_finite_are_refused(value: float) -> None:
     samples = tone(0.5, 16_000)
     samples[77] = value
     with pytest.raises(UnusableAudio, match="not finite"):
         decode_recording(encoded(samples[None], 16_000, "WAV", "FLOAT"))
+
+
+def test_the_loudest_sound_that_is_taken_has_a_finite_spectrum() -> None:
+    samples = np.sign(tone(1.0, 48_000)) * np.float32(decode.LOUDEST)
+    recording = decode_recording(encoded(samples[None], 48_000, "WAV", "FLOAT"))
+    at_24k = resample(recording.samples[0], 48_000, 24_000)
+    assert log_mel(torch.from_numpy(to_mono16k(recording))).isfinite().all()
+    assert flow_mel(torch.from_numpy(at_24k)).isfinite().all()
 
 
 def decodes_or_is_refused(data: bytes) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_token2wav import speech_tokens, tiny_token2wav, voice_of
+from tiny_token2wav import signal_to_noise_db, speech_tokens, tiny_token2wav, voice_of
 from torch import Tensor
 
 from sidecar.errors import SynthesisFailed
 from sidecar.token2wav import OpenedVoice, StreamState, Token2Wav, VoiceFeatures
+from sidecar.token2wav.synthetic import write_token2wav
 
 TOKEN2WAV = tiny_token2wav()
 VOICE = TOKEN2WAV.open_voice(voice_of(10))
@@ -103,11 +105,6 @@ def test_streams_sound_the_same_alone_and_in_a_batch() -> None:
         states = after
 
 
-def signal_to_noise_db(ours: Tensor, reference: Tensor) -> float:
-    noise = (ours.double() - reference.double()).square().sum().clamp(min=1e-30)
-    return (10 * torch.log10(reference.double().square().sum() / noise)).item()
-
-
 def test_first_chunks_of_several_streams_share_a_step() -> None:
     states = [TOKEN2WAV.start(VOICE, seed=seed) for seed in (1, 1, 2)]
     samples, _ = TOKEN2WAV.step(speech_tokens(13).expand(3, 13), states, last=False)
@@ -163,6 +160,15 @@ def test_features_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(SynthesisFailed, match=words):
             TOKEN2WAV.open_voice(features)
+
+
+def test_float32_is_float32_and_repeats_itself_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    write_token2wav(tmp_path, "tiny")
+    Token2Wav.from_folder(tmp_path / "token2wav")
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.deterministic
 
 
 def test_the_whole_path_speaks_every_token_once() -> None:

@@ -103,23 +103,25 @@ def test_an_unusable_recording_is_the_servers_fault_and_named(
 ) -> None:
     text = tmp_path / "voice.wav"
     text.write_text("not a voice")
-    with pytest.raises(SettingsError, match=r"voice\.wav: the recording is in no format"):
+    with pytest.raises(SettingsError, match=r"voice\.wav cannot be used: the recording is in no format"):
         asyncio.run(VoiceLibrary(opener, model, voice=text, fetch=no_network).default())
+
+
+def test_a_recording_that_cannot_be_read_is_named(model: Path, opener: CountingOpener) -> None:
+    unreadable = Path("/proc/self/mem")
+    with pytest.raises(SettingsError, match=r"/proc/self/mem cannot be used: .*Input/output error"):
+        asyncio.run(VoiceLibrary(opener, model, voice=unreadable, fetch=no_network).default())
 
 
 PLACES = [
     "model/token2wav/voices/default.wav",
     "model/token2wav/voices/default_female.wav",
     "model/assets/default_female.wav",
-    "voices/default.wav",
-    "voices/default_female.wav",
 ]
 
 
 def find(folder: Path, *, voice: Path | None = None, fetch: default_recording.Fetch = no_network) -> Path:
-    return find_default_recording(
-        folder / "model", voice=voice, voice_dir=folder / "voices", cache_dir=folder / "cache", fetch=fetch
-    )
+    return find_default_recording(folder / "model", voice=voice, cache_dir=folder / "cache", fetch=fetch)
 
 
 def test_the_recording_is_looked_for_in_order(tmp_path: Path) -> None:
@@ -161,6 +163,16 @@ def test_a_fetched_file_with_another_sha256_is_thrown_away(tmp_path: Path) -> No
     with pytest.raises(SettingsError, match=r"sha256 differs.*pass --voice FILE"):
         find(tmp_path, fetch=lambda url: b"<html>")
     assert not (tmp_path / "cache" / "default_female.wav").exists()
+
+
+def test_a_fetched_file_that_cannot_be_kept_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(default_recording, "AUTHORS_SHA256", hashlib.sha256(b"the authors' voice").hexdigest())
+    (tmp_path / "cache" / "default_female.wav").mkdir(parents=True)
+    with pytest.raises(SettingsError, match="pass --voice FILE"):
+        find(tmp_path, fetch=lambda url: b"the authors' voice")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["default_female.wav"]
 
 
 def test_without_a_network_one_sentence_says_what_to_pass(tmp_path: Path) -> None:
