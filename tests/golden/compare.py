@@ -24,7 +24,7 @@ import compare_llm
 import compare_pipeline
 import compare_ta4
 import compare_voice
-from comparison import Comparison, Row
+from comparison import HEADING, Comparison, Row
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,15 @@ def compare_folder(folder: Path) -> tuple[str, list[Row]]:
     """The kind of a folder and all its rows.
 
     Raises:
-        ValueError: no kind, or more than one, recognises it.
+        ValueError: there is no such folder; no kind, or more than one, recognises it; or it lacks something.
     """
+    if not folder.is_dir():
+        raise ValueError("there is no such folder")
     kinds = [kind for kind in KINDS if kind.recognises(folder)]
     if len(kinds) != 1:
         names = ", ".join(kind.name for kind in kinds) or "none"
         known = ", ".join(kind.name for kind in KINDS)
-        raise ValueError(f"{folder} should look like exactly one of {known}; it looks like: {names}")
+        raise ValueError(f"this should look like exactly one of {known}; it looks like: {names}")
     comparison = Comparison(folder)
     kinds[0].compare(comparison)
     return kinds[0].name, comparison.finish()
@@ -74,14 +76,15 @@ def main() -> int:
     for folder in arguments.folder:
         try:
             kind, rows = compare_folder(folder)
-        except ValueError as error:
-            print(f"BAD {error}")
+        except Exception as error:  # one folder that cannot be read must not keep the others from being compared
+            print(f"BAD {folder}: {'' if isinstance(error, ValueError) else type(error).__name__ + ': '}{error}")
             failed += 1
             continue
         bad = [row for row in rows if not row.good]
         print(f"\n{folder} ({kind}): {len(rows)} compared, {len(bad)} over")
-        for row in bad if arguments.quiet else rows:
-            print(row)
+        shown = bad if arguments.quiet else rows
+        if shown:
+            print(HEADING, *shown, sep="\n")
         failed += len(bad) + (not rows)
     return 1 if failed else 0
 

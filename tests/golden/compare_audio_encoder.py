@@ -21,10 +21,10 @@ def recognises(folder: Path) -> bool:
     return (folder / "config.json").exists() and (folder / "expected.safetensors").exists()
 
 
-def build(config: StepAudio2EncoderConfig, weights: Mapping[str, Tensor]) -> tuple[AudioEncoder, Adapter]:
-    """Encoder and adaptor in float32 from tensors by their checkpoint names, none left over and none missing."""
+def build(config: StepAudio2EncoderConfig, weights: Mapping[str, Tensor] | Recorded) -> tuple[AudioEncoder, Adapter]:
+    """Encoder and adaptor in float32 from tensors by their checkpoint names; what they do not ask for stays unread."""
     parts = nn.ModuleDict({"encoder": AudioEncoder(config), "adapter": Adapter(config)})
-    parts.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    parts.load_state_dict({name: weights[name].float() for name in parts.state_dict()})
     encoder, adapter = parts["encoder"], parts["adapter"]
     assert isinstance(encoder, AudioEncoder) and isinstance(adapter, Adapter), "ModuleDict keeps what it was given"
     return encoder, adapter
@@ -33,8 +33,7 @@ def build(config: StepAudio2EncoderConfig, weights: Mapping[str, Tensor]) -> tup
 @torch.inference_mode()
 def compare(comparison: Comparison) -> None:
     config = StepAudio2EncoderConfig(**comparison.json("config.json"))
-    weights = comparison.load("weights.safetensors")
-    encoder, adapter = build(config, {name: weights[name] for name in weights})
+    encoder, adapter = build(config, comparison.load("weights.safetensors"))
     inputs = comparison.load("inputs.safetensors")
     expected = comparison.load("expected.safetensors")
     chunks = {name.removeprefix("mel."): inputs[name].float().T for name in inputs}  # (T, M)

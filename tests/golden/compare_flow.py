@@ -63,7 +63,7 @@ def load(comparison: Comparison) -> Flow:
     config = FlowConfig.from_mapping(
         {key: value for key, value in sizes.items() if key not in _COUNTS}, steps=sizes["n_timesteps"]
     )
-    return Flow(load_flow(comparison.folder / "weights.safetensors", config), history=REFERENCE)
+    return Flow(load_flow(comparison.weights("weights.safetensors"), config), history=REFERENCE)
 
 
 def open_voice(flow: Flow, features: VoiceFeatures, noise: RecordedNoise) -> tuple[Tensor, FlowState]:
@@ -201,7 +201,7 @@ def compare_encoder_layers(comparison: Comparison, encoder: UpsampleEncoder, rec
     ):
         comparison.close(f"prelook.{name}", ours, recorded[f"prelook.{name}"], UNIT)
 
-    x, first = recorded["upsample.in"], recorded["upsample.chunk0_out"].shape[2] // 2
+    x, first = recorded["upsample.in"], recorded["upsample.chunk0_out"].shape[2] // FRAMES_PER_TOKEN
     whole, _ = encoder.up_layer(x, start.upsample_past)
     chunk0, past0 = encoder.up_layer(x[..., :first], start.upsample_past)
     chunk1, past1 = encoder.up_layer(x[..., first:], past0)

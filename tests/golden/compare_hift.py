@@ -11,9 +11,10 @@ from comparison import Comparison, Recorded
 from torch import Tensor
 
 from sidecar.audio.pcm import pcm16
-from sidecar.token2wav.overlap import cross_fade, reference_fade
-from sidecar.token2wav.source import unit_sines, voiced_samples, voiced_sines
-from sidecar.token2wav.vocoder import Vocoder, VocoderState
+from sidecar.timebase import frames_to_samples
+from sidecar.token2wav.overlap import OVERLAP_SAMPLES, cross_fade, reference_fade
+from sidecar.token2wav.source import HARMONICS, unit_sines, voiced_samples, voiced_sines
+from sidecar.token2wav.vocoder import MAX_MAGNITUDE, Vocoder, VocoderState
 from sidecar.token2wav.weights import load_tensors, load_vocoder, vocoder_tensors
 
 NETWORK = 1e-4
@@ -31,7 +32,7 @@ def recognises(folder: Path) -> bool:
 
 @torch.inference_mode()
 def compare(comparison: Comparison) -> None:
-    vocoder = load_vocoder(comparison.folder / "hift.safetensors")
+    vocoder = load_vocoder(comparison.weights("hift.safetensors"))
     _sizes(comparison, vocoder)
     files: tuple[tuple[str, Callable[[Comparison, Vocoder], None]], ...] = (
         ("units.safetensors", _units),
@@ -55,7 +56,7 @@ def _sizes(comparison: Comparison, vocoder: Vocoder) -> None:
 
 
 def _old_names(comparison: Comparison, vocoder: Vocoder) -> None:
-    old = load_vocoder(comparison.folder / PREFIXED)
+    old = load_vocoder(comparison.weights(PREFIXED))
     for name, ours in vocoder.state_dict().items():
         comparison.close(f"{PREFIXED}: {name}", old.state_dict()[name], ours, WEIGHTS)
 
@@ -85,7 +86,7 @@ def _network_units(comparison: Comparison, vocoder: Vocoder, units: Recorded) ->
     real, imaginary = vocoder.stft.analyse(units["stft.in"]).chunk(2, dim=1)
     comparison.close("stft.real", real, units["stft.real"], NETWORK)
     comparison.close("stft.imag", imaginary, units["stft.imag"], NETWORK)
-    magnitude = units["istft.magnitude"].clamp(max=100)
+    magnitude = units["istft.magnitude"].clamp(max=MAX_MAGNITUDE)
     comparison.close("istft.out", vocoder.stft.synthesise(magnitude, units["istft.phase"]), units["istft.out"], NETWORK)
 
 
@@ -131,7 +132,7 @@ def _stream(comparison: Comparison, vocoder: Vocoder) -> None:
             True,
         )
     mel, source = recorded["mel"], recorded["offline_zero.source"]
-    noise = torch.zeros(1, source.shape[-1], 9)
+    noise = torch.zeros(1, source.shape[-1], HARMONICS)
     comparison.snr("offline_zero.source from mel", vocoder.source(vocoder.f0(mel), noise), source, SPEECH_DB)
     comparison.close(
         "offline_zero.speech from its source", vocoder.decode(mel, source), recorded["offline_zero.speech"], NETWORK
@@ -143,15 +144,17 @@ def _streamed(comparison: Comparison, vocoder: Vocoder, recorded: Recorded, kind
     """The recorded stream through `step`, each chunk compared; all its samples (1, S)."""
     schedule = comparison.json("schedule.json")
     chunks = recorded["mel"].split(schedule["chunk_frames"], dim=-1)
-    state = vocoder.initial_state(1)
+    state, withheld = vocoder.initial_state(1), None
     spoken = []
     for index, chunk in enumerate(chunks):
         name = f"{kind}.chunk{index}"
-        noise = torch.zeros(1, 480 * schedule["call_frames"][index], 9)
+        noise = torch.zeros(1, frames_to_samples(schedule["call_frames"][index]), HARMONICS)
         if f"{name}.noise" in recorded:
             noise = recorded[f"{name}.noise"].float()
             _ = recorded[f"{name}.phase"]
-        _call(comparison, vocoder, recorded, name, torch.cat([state.mel, chunk], dim=-1), state, noise)
+        seen = torch.cat([state.mel, chunk], dim=-1)
+        _source(comparison, vocoder, recorded, name, seen, state, noise)
+        withheld = _network(comparison, vocoder, recorded, name, seen, withheld)
         samples, state = vocoder.step(chunk, state, noise, last=index == len(chunks) - 1)
         comparison.same(f"stream {name} samples", samples.shape[-1], schedule["emitted_samples"][index])
         comparison.snr(f"stream {name}.speech", samples, recorded[f"{name}.speech"], SPEECH_DB)
@@ -160,7 +163,7 @@ def _streamed(comparison: Comparison, vocoder: Vocoder, recorded: Recorded, kind
     return torch.cat(spoken, dim=-1)
 
 
-def _call(
+def _source(
     comparison: Comparison,
     vocoder: Vocoder,
     recorded: Recorded,
@@ -169,18 +172,29 @@ def _call(
     state: VocoderState,
     noise: Tensor,
 ) -> None:
-    """One call in parts: the source from mel with the held part put in, and the network from the recorded source."""
-    source = recorded[f"{name}.source"]
+    """One call's source from mel, with the held part put in."""
     ours = vocoder.source(vocoder.f0(seen), noise)
     put_in = torch.cat([state.source, ours[..., state.source.shape[-1] :]], dim=-1)
-    comparison.snr(f"stream {name}.source from mel", put_in, source, SPEECH_DB)
+    comparison.snr(f"stream {name}.source from mel", put_in, recorded[f"{name}.source"], SPEECH_DB)
+
+
+def _network(
+    comparison: Comparison, vocoder: Vocoder, recorded: Recorded, name: str, seen: Tensor, withheld: Tensor | None
+) -> Tensor:
+    """One call from its recorded source, faded in over what the call before withheld; what this one withholds."""
+    speech = vocoder.decode(seen, recorded[f"{name}.source"])
     if f"{name}.raw_speech" in recorded:
+        comparison.close(f"stream {name}.raw_speech from its source", speech, recorded[f"{name}.raw_speech"], NETWORK)
+    if withheld is not None:
+        speech = cross_fade(speech, withheld, reference_fade())
+    given = recorded[f"{name}.speech"]
+    comparison.close(f"stream {name}.speech from its source", speech[:, : given.shape[-1]], given, NETWORK)
+    withheld = speech[:, -OVERLAP_SAMPLES:]
+    if f"{name}.cache_speech" in recorded:
         comparison.close(
-            f"stream {name}.raw_speech from its source",
-            vocoder.decode(seen, source),
-            recorded[f"{name}.raw_speech"],
-            NETWORK,
+            f"stream {name}.cache_speech from its source", withheld, recorded[f"{name}.cache_speech"], NETWORK
         )
+    return withheld
 
 
 def _state(comparison: Comparison, recorded: Recorded, name: str, state: VocoderState) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -58,8 +59,7 @@ def compare_embeddings(comparison: Comparison) -> None:
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
-    audio = {name: tensor for name, tensor in tensors.items() if name.startswith(("encoder.", "adapter."))}
-    encoder, adapter = build(config.audio_encoder_config, audio)
+    encoder, adapter = build(config.audio_encoder_config, tensors)
     recorded = comparison.load("audio_embeds.safetensors")
     for file in sorted({name.rpartition(".")[0] for name in recorded}):
         waveform, _ = soundfile.read(comparison.folder / "audio" / file, dtype="float32")
@@ -72,7 +72,7 @@ def run_in_vllm(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Ids and log-probabilities of every case.
 
     Raises:
-        RuntimeError: vLLM failed; carries the end of what it wrote.
+        ValueError: vLLM failed; carries the first error that it wrote.
     """
     script = Path(__file__).with_name("llm_in_vllm.py")
     # a function is sent to the worker, which vLLM allows only when told so; both ends are ours
@@ -83,6 +83,12 @@ def run_in_vllm(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             env=environment, capture_output=True, text=True, errors="replace", check=False, timeout=900,
         )  # fmt: skip
         if run.returncode != 0:
-            raise RuntimeError(f"vLLM failed on {folder}:\n{(run.stdout + run.stderr)[-4000:]}")
+            raise ValueError(f"vLLM failed: {first_error(run.stdout + run.stderr)} (all of it: {script} FOLDER OUT)")
         ids = json.loads((Path(out) / "ids.json").read_text(encoding="utf-8"))
         return ids, load_file(Path(out) / "logprobs.safetensors")
+
+
+def first_error(output: str) -> str:
+    """The line that says why; what follows it in vLLM's output are the processes that then fail too."""
+    errors = [line for line in output.splitlines() if re.search(r"\b\w+Error: ", line)]
+    return re.sub(r"^.*?(?=\b\w+Error: )", "", errors[0]) if errors else f"no error in its output\n{output[-1000:]}"

@@ -10,6 +10,7 @@ from comparison import Comparison, Recorded
 from torch import Tensor
 
 from sidecar.audio.decode import decode_recording
+from sidecar.audio.pcm import pcm16
 from sidecar.timebase import frames_to_samples
 from sidecar.token2wav import StreamState, Token2Wav, VoiceFeatures
 from sidecar.token2wav.config import load_flow_config
@@ -22,6 +23,7 @@ from sidecar.voices.features import VoiceExtractor
 
 PROMPT, MEL, F0_HZ, SOURCE, SPEECH = 1e-3, 2e-4, 2e-3, 5e-3, 1e-4
 STREAMED_DB, OFFLINE_DB = 35, 30
+PCM_FULL_SCALE = 32767
 
 
 def recognises(folder: Path) -> bool:
@@ -80,7 +82,8 @@ def compare_offline(comparison: Comparison, token2wav: Token2Wav, features: Voic
         recorded["speech"],
         SPEECH,
     )
-    comparison.snr("offline pcm from tokens", pcm(vocoder(mel, silence)), recorded["pcm"], OFFLINE_DB)
+    spoken = token2wav.synthesize_whole(features, tokens, seed=0)
+    comparison.snr("offline pcm from tokens", pcm(spoken), recorded["pcm"], OFFLINE_DB)
 
 
 def compare_stream(
@@ -130,9 +133,11 @@ def compare_vocoder_call(
     speech = vocoder.decode(mel, source)
     if row:
         speech = cross_fade(speech, recorded[f"chunk{row - 1}.cache_speech"], reference_fade())
+    given = recorded[f"chunk{row}.pcm"]
+    made = pcm(speech[0, : len(given)])
+    comparison.close(f"{title} pcm from recorded source", made / PCM_FULL_SCALE, given / PCM_FULL_SCALE, SPEECH)
     comparison.close(f"{title} withheld speech", speech[:, -overlap:], recorded[f"chunk{row}.cache_speech"], SPEECH)
 
 
 def pcm(samples: Tensor) -> Tensor:
-    """Samples in [-1, 1] as the recordings hold them: 16 bits, truncated towards zero."""
-    return (samples.clamp(-1, 1) * 32767).to(torch.int16)
+    return torch.from_numpy(pcm16(samples.numpy()))

@@ -11,6 +11,7 @@ from comparison import Comparison, Recorded
 from torch import Tensor
 
 from sidecar.audio.resample import resample
+from sidecar.timebase import tokens_to_frames
 from sidecar.voices.features import fit
 from sidecar.voices.mel import flow_mel, slaney_filters
 from sidecar.voices.speaker import centred, filterbank, kaldi_filters
@@ -84,7 +85,7 @@ def _lengths(samples_48k: int) -> dict[str, int]:
     at_24k = torch.from_numpy(resample(silence.numpy(), 48_000, 24_000))
     log_mel_frames, mel = log_mel(at_16k).shape[-1], flow_mel(at_24k)
     tokens = math.ceil(math.ceil(log_mel_frames / 2) / 2)
-    padded = fit(mel, 2 * tokens).shape[0]
+    padded = fit(mel, tokens_to_frames(tokens)).shape[0]
     return {
         "samples_48k": samples_48k,
         "samples_16k": len(at_16k),

@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+#: What stands above the rows.
+HEADING = f"    {'tensor':<58} {'error':>10} {'relative':>9}  tolerance"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -28,26 +31,50 @@ class Row:
         return f"{'ok ' if self.good else 'BAD'} {self.name:<58} {self.error:>10.3g} {relative:>9}  {self.bound}"
 
 
+class Incomplete(ValueError):
+    """A folder lacks a file or a tensor that its kind, or its own list of cases, asks for."""
+
+
 @dataclass
 class Comparison:
     """Collects rows for one golden folder, and remembers which recorded tensors were looked at.
 
-    Read recorded tensors only through `load`: whatever is left unread at the end is a failure, so that a
-    folder with more in it than we compare cannot pass by silence.
+    Read recorded tensors only through `load`: whatever is left unread at the end is a failure, and so is every tensor
+    of a file that was never opened, so that a folder with more in it than we compare cannot pass by silence.
     """
 
     folder: Path
     rows: list[Row] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)
+    opened: set[str] = field(default_factory=set)
 
     def load(self, file: str) -> Recorded:
-        """The tensors of one safetensors file of the folder; every one of them has to be read."""
-        tensors = load_file(self.folder / file)
+        """The tensors of one safetensors file of the folder; every one of them has to be read.
+
+        Raises:
+            Incomplete: there is no such file.
+        """
+        tensors = load_file(self._existing(file))
+        self.opened.add(file)
         self.unread |= {f"{file}: {name}" for name in tensors}
         return Recorded(self, file, tensors)
 
+    def weights(self, file: str) -> Path:
+        """A file of weights for one of our own loaders, which itself refuses tensors too many or too few.
+
+        Raises:
+            Incomplete: there is no such file.
+        """
+        self.opened.add(file)
+        return self._existing(file)
+
     def json(self, file: str) -> Any:
-        return json.loads((self.folder / file).read_text(encoding="utf-8"))
+        """The contents of a JSON file.
+
+        Raises:
+            Incomplete: there is no such file.
+        """
+        return json.loads(self._existing(file).read_text(encoding="utf-8"))
 
     def has(self, file: str) -> bool:
         return (self.folder / file).exists()
@@ -100,20 +127,30 @@ class Comparison:
 
     def finish(self) -> list[Row]:
         """All rows, with one failing row for each recorded tensor that nobody read."""
+        for path in self.folder.glob("*.safetensors"):
+            if path.name not in self.opened:
+                self.load(path.name)
         return self.rows + [
             Row(name, float("nan"), None, "recorded but not compared", False) for name in sorted(self.unread)
         ]
 
+    def _existing(self, file: str) -> Path:
+        if not self.has(file):
+            raise Incomplete(f"{file} is missing; record the folder anew, or copy all of it")
+        return self.folder / file
+
 
 @dataclass
 class Recorded:
-    """One file's tensors; reading one by name marks it as compared."""
+    """One file's tensors; reading one by name marks it as compared, and raises Incomplete if it is not there."""
 
     comparison: Comparison
     file: str
     tensors: dict[str, Tensor]
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise Incomplete(f"{self.file} has no tensor {name}; record the folder anew")
         self.comparison.unread.discard(f"{self.file}: {name}")
         return self.tensors[name]
 
