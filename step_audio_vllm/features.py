@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 SAMPLE_RATE_HZ = 16000
 CHUNK_SAMPLES = 25 * SAMPLE_RATE_HZ
+#: What one placeholder stands for.
+PLACEHOLDER_SAMPLES = SAMPLE_RATE_HZ * 2 // 25
 MEL_BINS = 128
 
 _FFT_SAMPLES = 400

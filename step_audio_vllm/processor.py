@@ -56,10 +56,13 @@ class StepAudio2ProcessingInfo(BaseProcessingInfo):
         return {"audio": block_tokens(self.longest_clip_samples(seq_len))}
 
     def longest_clip_samples(self, seq_len: int) -> int:
-        """The longest clip that is accepted and whose tokens fit into `seq_len`."""
-        full_chunk_tokens = block_tokens(features.CHUNK_SAMPLES)
-        fitting_chunks = max(1, seq_len // full_chunk_tokens)
-        return min(fitting_chunks * features.CHUNK_SAMPLES, LONGEST_CLIP_S * features.SAMPLE_RATE_HZ)
+        """The longest clip, in whole placeholders, that is accepted and whose tokens fit into `seq_len`.
+
+        To the placeholder: vLLM makes room for a clip of this length, and refuses a longer one even if its prompt fits.
+        """
+        chunks, tokens_left = divmod(seq_len, block_tokens(features.CHUNK_SAMPLES))
+        rest = max(tokens_left - _BLOCK_MARKERS, 0) * features.PLACEHOLDER_SAMPLES
+        return min(chunks * features.CHUNK_SAMPLES + rest, LONGEST_CLIP_S * features.SAMPLE_RATE_HZ)
 
     def special_token(self, name: str) -> int:
         """A token's id in the loaded tokenizer.

@@ -6,8 +6,11 @@ import os
 import re
 import socket
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
+from golden_folders import DATA
+from vllm_server import VllmServer, serving
 
 # Before torch is imported anywhere: this process computes beside servers, and threads that outnumber the cores wait
 # for each other in a spin.
@@ -20,6 +23,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def golden_server() -> Iterator[VllmServer]:
+    """One vLLM for the whole session: the recorded tiny checkpoint, plain, in float32."""
+    with serving(DATA / "llm" / "checkpoint", "--dtype", "float32") as server:
+        yield server
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

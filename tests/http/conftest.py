@@ -1,11 +1,7 @@
-"""One vLLM for the tests of this folder that ask for it, and a server that speaks without one for the others."""
+"""A server that speaks without a vLLM."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-from golden_folders import DATA
 from speech_fixtures import (  # noqa: F401  pytest finds fixtures here by name
     checkpoint,
     engine,
@@ -18,11 +14,3 @@ from speech_fixtures import (  # noqa: F401  pytest finds fixtures here by name
     token2wav,
     voices,
 )
-from vllm_server import VllmServer, serving
-
-
-@pytest.fixture(scope="session")
-def golden_server() -> Iterator[VllmServer]:
-    """The recorded tiny checkpoint, plain, in float32."""
-    with serving(DATA / "llm" / "checkpoint", "--dtype", "float32") as vllm:
-        yield vllm

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from step_audio_vllm import synthetic
 from step_audio_vllm.synthetic_safetensors import bfloat16_file
 from step_audio_vllm.synthetic_script import REFRAIN, SPOKEN_WORDS, WRITTEN_WORDS, all_pieces, pieces
-from step_audio_vllm.synthetic_tokenizer import vocabulary_name
+from step_audio_vllm.synthetic_tokenizer import token_ids, vocabulary_name
 from step_audio_vllm.synthetic_weights import ModelSize, model_tensors
-from step_audio_vllm.vocabulary import SPEECH_PAD_CODE, Vocabulary, speech_token_name
+from step_audio_vllm.vocabulary import END_OF_TEXT, SPEECH_PAD_CODE, Vocabulary, speech_token_name
 
 RECORDED = Path(__file__).parents[1] / "golden/data/llm/checkpoint"
 
@@ -85,11 +85,40 @@ def test_full_has_the_real_sizes_and_no_weights(tmp_path: Path) -> None:
     synthetic.write_checkpoint(tmp_path, "full")
     assert sorted(contents(tmp_path)) == ["config.json", "synthetic.json", "tokenizer.json", "tokenizer_config.json"]
     config = json.loads((tmp_path / "config.json").read_bytes())
-    text, encoder = config["text_config"], config["audio_encoder_config"]
-    assert (text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]) == (3584, 18944, 28)
-    assert (text["num_attention_heads"], text["num_key_value_heads"], text["vocab_size"]) == (28, 4, 158720)
-    assert (encoder["n_audio_state"], encoder["n_audio_head"], encoder["n_audio_layer"]) == (1280, 20, 32)
-    assert (encoder["n_mels"], encoder["n_audio_ctx"], encoder["llm_dim"]) == (128, 1500, 3584)
+    end = token_ids(json.loads((tmp_path / "tokenizer.json").read_bytes()))[END_OF_TEXT]
+    assert config.pop("text_config") == {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_attention_groups": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 158720,
+        "max_position_embeddings": 16384,
+        "max_seq_len": 16384,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "rope_scaling": None,
+        "torch_dtype": "bfloat16",
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    assert config.pop("audio_encoder_config") == {
+        "n_mels": 128,
+        "n_audio_ctx": 1500,
+        "n_audio_state": 1280,
+        "n_audio_head": 20,
+        "n_audio_layer": 32,
+        "n_codebook_size": 4096,
+        "llm_dim": 3584,
+        "kernel_size": 3,
+        "adapter_stride": 2,
+    }
+    assert config == {
+        "architectures": ["StepAudio2ForCausalLM"],
+        "model_type": "step_audio_2",
+        "torch_dtype": "bfloat16",
+    }
 
 
 def test_tensors_have_the_names_of_a_recorded_checkpoint_and_its_shapes_at_our_width(tiny: Path) -> None:
