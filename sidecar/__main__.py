@@ -23,6 +23,9 @@ logger = logging.getLogger("sidecar")
 GRACE_S = 3.0
 #: Then uvicorn cancels what is left, answers passed on from the engine among them.
 CANCEL_AFTER_S = 4
+#: A client that is there but takes nothing of what was sent, or has vanished without a word, is cut off after this
+#: long, which frees its slot. A player that reads no faster than it plays may well pause for a minute first.
+STALLED_AFTER_S = 300
 #: A thread that computes cannot be interrupted; once the server has ended, the process waits this long for it.
 EXIT_AFTER_S = 1.0
 
@@ -106,8 +109,11 @@ def refuse_missing(settings: Settings) -> None:
         raise SettingsError("nothing says where the language model is; give --engine-socket or --engine-url")
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int, *, stalled_after_s: float = STALLED_AFTER_S) -> socket.socket:
     """A socket that has the address. It listens only once the server runs: till then clients are refused at once.
+
+    Args:
+        stalled_after_s: when a connection is given up whose client takes nothing.
 
     Raises:
         SettingsError: the address cannot be had.
@@ -118,6 +124,8 @@ def bound(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind)
         # the address of a server that has just ended may be had again
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # connections inherit it; the kernel then ends those that stall, which looks like any client that hangs up
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * stalled_after_s))
         listener.bind(address)
         return listener
     except socket.gaierror as error:

@@ -11,9 +11,10 @@ import binascii
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from sidecar.errors import BadRequest
+from sidecar.json_body import json_object
 
 #: What a part of text calls its text, by the part's type.
 TEXT_KEYS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -196,24 +197,6 @@ def joined_text(parts: Iterator[str | dict[str, Any]], between: str) -> Iterator
         yield part
     if text is not None:
         yield text
-
-
-def json_object(body: bytes) -> dict[str, Any]:
-    """
-    Raises:
-        BadRequest: not JSON (NaN and Infinity are not), or not an object.
-    """
-
-    def refuse_constant(word: str) -> NoReturn:
-        raise ValueError(f"{word} is no JSON number")
-
-    try:
-        parsed = json.loads(body, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise BadRequest("the body must be a JSON object")
-    return parsed
 
 
 def refuse_fields(body: dict[str, Any], names: tuple[str, ...]) -> None:

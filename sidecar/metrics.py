@@ -39,7 +39,8 @@ class Counter:
         with self._lock:
             counts = sorted(self._counts.items())
         for value, count in counts:
-            yield f'{self.name}{{{self._label}="{value}"}} {count:g}' if self._label else f"{self.name} {count:g}"
+            label = f'{{{self._label}="{value}"}}' if self._label else ""
+            yield f"{self.name}{label} {_written(count)}"
 
 
 class Gauge:
@@ -52,7 +53,7 @@ class Gauge:
         self._read = read
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.name} {self._read():g}"
+        yield f"{self.name} {_written(self._read())}"
 
 
 class Histogram:
@@ -78,8 +79,13 @@ class Histogram:
             counts, total = list(self._counts), self._sum
         for bound, count in zip(self._bounds, counts, strict=True):
             yield f'{self.name}_bucket{{le="{"+Inf" if bound == float("inf") else f"{bound:g}"}"}} {count}'
-        yield f"{self.name}_sum {total:g}"
+        yield f"{self.name}_sum {_written(total)}"
         yield f"{self.name}_count {counts[-1]}"
+
+
+def _written(value: float) -> str:
+    """All its digits: a counter that is rounded stands still, then jumps."""
+    return str(int(value)) if value == int(value) else repr(float(value))
 
 
 class Metrics:

@@ -20,12 +20,11 @@ from sidecar.engine.prompts import (
     Prompt,
     answer_recording,
     count_prompt_tokens,
-    placeholders,
     read_aloud,
     room_for_reply,
 )
 from sidecar.engine.splitter import Splitter
-from sidecar.errors import BadRequest, NotReady, UnusableAudio
+from sidecar.errors import BadRequest, NotReady, SidecarError
 from sidecar.speech import Speech
 
 if TYPE_CHECKING:
@@ -131,9 +130,12 @@ class SpeechPipeline:
     def _prompt_of_recording(self, wanted: SpeechRequest, system: str) -> Prompt:
         """Reads and decodes, so it takes a thread."""
         data = wanted.audio if wanted.audio is not None else self._files.read(wanted.audio_path or "")
-        mono = to_mono16k(decode_recording(data, max_seconds=self.settings.limits.max_recording_seconds))
-        if not sum(placeholders(mono.size)):
-            raise UnusableAudio("the recording is too short to hear anything in; 20 ms are needed", param="audio")
+        try:
+            recording = decode_recording(data, max_seconds=self.settings.limits.max_recording_seconds)
+        except SidecarError as error:
+            error.param = "audio" if wanted.audio is not None else "audio_path"
+            raise
+        mono = to_mono16k(recording)
         return answer_recording(wav16k_bytes(mono), mono.size, wanted.text.strip(), system)
 
     def _sampling(self, wanted: SpeechRequest, prompt: Prompt) -> Sampling:

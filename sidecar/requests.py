@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from typing import Any
 
 from sidecar.errors import BadRequest
+from sidecar.json_body import in_words, json_object
 
 RESPONSE_FORMATS = ("wav", "pcm")
 VOICES = ("default",)
@@ -80,7 +80,7 @@ class SpeechRequest:
         Raises:
             BadRequest: the body is not a JSON object, or a field is not what it must be.
         """
-        given = {name: value for name, value in _json_object(body).items() if value is not None}
+        given = {name: value for name, value in json_object(body).items() if value is not None}
         if "audio" in given:
             raise BadRequest(
                 "audio cannot travel in JSON; send the file as multipart/form-data, or name it in audio_path",
@@ -139,19 +139,6 @@ def _one_recording(files: Iterable[tuple[str, bytes]]) -> tuple[bytes | None, tu
     return audio, tuple(unknown)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
-    def refuse_constant(word: str) -> NoReturn:
-        raise ValueError(f"{word} is no JSON number")
-
-    try:
-        parsed = json.loads(body, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise BadRequest(f'the body must be a JSON object like {{"text": "Hello"}}; it is {_in_words(parsed)}')
-    return parsed
-
-
 def _checked_json(name: str, value: Any) -> Any:
     kind = _KINDS[name]
     if kind == "str" and isinstance(value, str):
@@ -162,7 +149,7 @@ def _checked_json(name: str, value: Any) -> Any:
         return value
     if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
         return _finite(name, value)
-    raise BadRequest(f"{name} must be {_ALLOWED[kind]}; it is {_in_words(value)}", param=name)
+    raise BadRequest(f"{name} must be {_ALLOWED[kind]}; it is {in_words(value)}", param=name)
 
 
 def _checked_form(name: str, text: str) -> Any:
@@ -176,7 +163,7 @@ def _checked_form(name: str, text: str) -> Any:
     if kind == "float" and _NUMBER.fullmatch(word):
         return _finite(name, float(word))
     allowed = ", ".join(_FORM_BOOLEANS) if kind == "bool" else _ALLOWED[kind]
-    raise BadRequest(f"{name} must be {allowed}; it is {_in_words(text)}", param=name)
+    raise BadRequest(f"{name} must be {allowed}; it is {in_words(text)}", param=name)
 
 
 def _text(name: str, value: str) -> str:
@@ -195,7 +182,7 @@ def _finite(name: str, value: float) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise BadRequest(f"{name} must be a number that fits into 64 bits; it is {_in_words(value)}", param=name)
+        raise BadRequest(f"{name} must be a number that fits into 64 bits; it is {in_words(value)}", param=name)
     return number
 
 
@@ -204,18 +191,9 @@ def _within(name: str, value: float | None, low: int, high: int, *, open_low: bo
         return
     if value > high or value < low or (open_low and value == low):
         at_least = "above" if open_low else "at least"
-        raise BadRequest(f"{name} must be {at_least} {low} and at most {high}; it is {_in_words(value)}", param=name)
+        raise BadRequest(f"{name} must be {at_least} {low} and at most {high}; it is {in_words(value)}", param=name)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise BadRequest(f"{name} must be {' or '.join(allowed)}; it is {_in_words(value)}", param=name)
-
-
-def _in_words(value: Any) -> str:
-    """The value as JSON, cut short: what came may be as long as a body."""
-    try:
-        words = json.dumps(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a very deep list
-        words = f"a {type(value).__name__} too large to show"
-    return words if len(words) <= 80 else f"{words[:76]} ..."
+        raise BadRequest(f"{name} must be {' or '.join(allowed)}; it is {in_words(value)}", param=name)

@@ -11,14 +11,14 @@ import argparse
 import ipaddress
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sidecar.errors import SettingsError
+from sidecar.setting_flags import ENVIRONMENT_PREFIX, add_flag, flag, from_environment, has_flag, switch
 
-ENVIRONMENT_PREFIX = "STEP_AUDIO_"
 #: The key of the engine's HTTP server: from the environment alone, since a command line is open to every user.
 ENGINE_KEY_VARIABLE = f"{ENVIRONMENT_PREFIX}ENGINE_KEY"
 
@@ -28,22 +28,6 @@ SYSTEM_PROMPT = "You are a helpful assistant."
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def _switch(word: str) -> bool:
-    if word not in ("0", "1"):
-        raise ValueError("it is 1 or 0")
-    return word == "1"
-
-
-def _flag(
-    parse: Callable[[str], Any],
-    help: str,
-    *,
-    choices: Sequence[str] | None = None,
-    repeatable: bool = False,
-) -> dict[str, Any]:
-    return {"parse": parse, "help": help, "choices": choices, "repeatable": repeatable}
 
 
 def _within(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
@@ -58,21 +42,21 @@ def _within(name: str, value: float, low: float, high: float = math.inf, *, open
 class SamplingSettings:
     """How the model's next token is drawn where a request does not say; the defaults are the authors'."""
 
-    temperature: float = field(default=0.7, metadata=_flag(float, "sampling temperature; 0 is greedy"))
-    top_p: float = field(default=0.9, metadata=_flag(float, "draw from the likeliest tokens that make up this share"))
-    top_k: int = field(default=-1, metadata=_flag(int, "draw from this many likeliest tokens; -1 is off"))
-    min_p: float = field(default=0.0, metadata=_flag(float, "drop tokens less likely than this share of the likeliest"))
+    temperature: float = field(default=0.7, metadata=flag(float, "sampling temperature; 0 is greedy"))
+    top_p: float = field(default=0.9, metadata=flag(float, "draw from the likeliest tokens that make up this share"))
+    top_k: int = field(default=-1, metadata=flag(int, "draw from this many likeliest tokens; -1 is off"))
+    min_p: float = field(default=0.0, metadata=flag(float, "drop tokens less likely than this share of the likeliest"))
     repetition_penalty: float = field(
-        default=1.05, metadata=_flag(float, "above 1 makes tokens that came before less likely")
+        default=1.05, metadata=flag(float, "above 1 makes tokens that came before less likely")
     )
     max_tokens: int = field(
-        default=4096, metadata=_flag(int, "tokens a reply may have at most, text and speech together")
+        default=4096, metadata=flag(int, "tokens a reply may have at most, text and speech together")
     )
     greedy: bool = field(
-        default=False, metadata=_flag(_switch, "always take the likeliest token, whatever --temperature says")
+        default=False, metadata=flag(switch, "always take the likeliest token, whatever --temperature says")
     )
     seed: int | None = field(
-        default=None, metadata=_flag(int, "seed of requests that bring none (default: a fresh one each)")
+        default=None, metadata=flag(int, "seed of requests that bring none (default: a fresh one each)")
     )
 
     def __post_init__(self) -> None:
@@ -91,12 +75,12 @@ class StreamSettings:
     """How speech is cut into chunks, and how many listeners there may be."""
 
     first_chunk_tokens: int = field(
-        default=10, metadata=_flag(int, "speech tokens in a reply's first chunk; few start sooner")
+        default=10, metadata=flag(int, "speech tokens in a reply's first chunk; few start sooner")
     )
     chunk_tokens: int = field(
-        default=25, metadata=_flag(int, "speech tokens in a chunk once the size has grown; many cost less")
+        default=25, metadata=flag(int, "speech tokens in a chunk once the size has grown; many cost less")
     )
-    max_batch_size: int = field(default=16, metadata=_flag(int, "streams at once; the next one is answered 503"))
+    max_batch_size: int = field(default=16, metadata=flag(int, "streams at once; the next one is answered 503"))
 
     def __post_init__(self) -> None:
         # the vocoder needs 8 mel frames, which are 4 tokens, before it can hand on its overlap
@@ -113,14 +97,12 @@ class StreamSettings:
 class LimitSettings:
     """What a single request may bring."""
 
-    max_body_mb: float = field(
-        default=50.0, metadata=_flag(float, "megabytes (10^6) a request or a recording may have")
-    )
-    max_recording_seconds: float = field(default=300.0, metadata=_flag(float, "seconds a recording may last"))
-    max_text_characters: int = field(default=4096, metadata=_flag(int, "characters a text or a system prompt may have"))
+    max_body_mb: float = field(default=50.0, metadata=flag(float, "megabytes (10^6) a request or a recording may have"))
+    max_recording_seconds: float = field(default=300.0, metadata=flag(float, "seconds a recording may last"))
+    max_text_characters: int = field(default=4096, metadata=flag(int, "characters a text or a system prompt may have"))
     allowed_audio_path: tuple[Path, ...] = field(
         default=(),
-        metadata=_flag(
+        metadata=flag(
             Path,
             "folder that audio_path may read from; may be given several times (default: any file while "
             "listening on loopback, else none)",
@@ -145,9 +127,9 @@ class LimitSettings:
 class PromptSettings:
     """The system turns of the two modes."""
 
-    system_prompt: str = field(default=SYSTEM_PROMPT, metadata=_flag(str, "system turn for replies to a recording"))
+    system_prompt: str = field(default=SYSTEM_PROMPT, metadata=flag(str, "system turn for replies to a recording"))
     tts_system_prompt: str = field(
-        default=TTS_SYSTEM_PROMPT, metadata=_flag(str, "system turn for reading a text aloud")
+        default=TTS_SYSTEM_PROMPT, metadata=flag(str, "system turn for reading a text aloud")
     )
 
 
@@ -155,15 +137,13 @@ class PromptSettings:
 class EngineSettings:
     """Where the language model answers: vLLM's OpenAI server on a unix socket or a URL."""
 
-    engine_socket: Path | None = field(default=None, metadata=_flag(Path, "unix socket of the language model's server"))
+    engine_socket: Path | None = field(default=None, metadata=flag(Path, "unix socket of the language model's server"))
     engine_url: str | None = field(
-        default=None, metadata=_flag(str, "URL of the language model's server, instead of a socket")
+        default=None, metadata=flag(str, "URL of the language model's server, instead of a socket")
     )
-    served_model_name: str | None = field(
-        default=None, metadata=_flag(str, "name the model goes by (default: --model)")
-    )
+    served_model_name: str | None = field(default=None, metadata=flag(str, "name the model goes by (default: --model)"))
     max_model_len: int | None = field(
-        default=None, metadata=_flag(int, "tokens of context (default: what the engine says)")
+        default=None, metadata=flag(int, "tokens of context (default: what the engine says)")
     )
     engine_key: str | None = field(default=None, repr=False)
 
@@ -180,19 +160,19 @@ class EngineSettings:
 class Settings:
     """The sidecar's settings: what it serves and where, and the parts."""
 
-    model: Path = field(metadata=_flag(Path, "folder of the checkpoint"))
+    model: Path = field(metadata=flag(Path, "folder of the checkpoint"))
     host: str = field(
         default="127.0.0.1",
-        metadata=_flag(str, "address to listen on; anything but loopback opens the server to others"),
+        metadata=flag(str, "address to listen on; anything but loopback opens the server to others"),
     )
-    port: int = field(default=8000, metadata=_flag(int, "port to listen on; 0 takes a free one"))
-    device: str = field(default="cpu", metadata=_flag(str, "where token2wav computes: cpu, cuda, cuda:1 ..."))
-    dtype: str = field(default="float32", metadata=_flag(str, "precision of token2wav's flow", choices=DTYPES))
+    port: int = field(default=8000, metadata=flag(int, "port to listen on; 0 takes a free one"))
+    device: str = field(default="cpu", metadata=flag(str, "where token2wav computes: cpu, cuda, cuda:1 ..."))
+    dtype: str = field(default="float32", metadata=flag(str, "precision of token2wav's flow", choices=DTYPES))
     voice: Path | None = field(
         default=None,
-        metadata=_flag(Path, "recording of the default voice (default: the one that comes with the checkpoint)"),
+        metadata=flag(Path, "recording of the default voice (default: the one that comes with the checkpoint)"),
     )
-    log_level: str = field(default="info", metadata=_flag(str, "least serious message to log", choices=LOG_LEVELS))
+    log_level: str = field(default="info", metadata=flag(str, "least serious message to log", choices=LOG_LEVELS))
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
@@ -234,8 +214,10 @@ class Settings:
             prog="python -m sidecar", description="Speech over HTTP, beside vLLM.", allow_abbrev=False
         )
         add_flags(parser)
-        given = _from_environment(environment) | vars(parser.parse_args(argv))
+        given = from_environment(_flags(), environment) | vars(parser.parse_args(argv))
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        if environment.get(ENGINE_KEY_VARIABLE):
+            given["engine_key"] = environment[ENGINE_KEY_VARIABLE]
         if "model" not in given:
             raise SettingsError("--model is missing; give the folder of the checkpoint")
         parts = {
@@ -260,7 +242,7 @@ def _names(part: Any) -> set[str]:
 def _flags() -> Iterator[Field[Any]]:
     parts: tuple[Any, ...] = (Settings, *_PARTS.values())
     for part in parts:
-        yield from (setting for setting in fields(part) if "parse" in setting.metadata)
+        yield from filter(has_flag, fields(part))
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
@@ -271,50 +253,4 @@ def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = Non
     wanted = None if names is None else set(names)
     for setting in _flags():
         if wanted is None or setting.name in wanted:
-            _add_flag(parser, setting)
-
-
-def default_of(name: str) -> Any:
-    """The default of the setting with this name (as `top_p`)."""
-    return next(setting.default for setting in _flags() if setting.name == name)
-
-
-def _add_flag(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
-    dashed = setting.name.replace("_", "-")
-    spellings = dict.fromkeys([f"--{dashed}", f"--{setting.name}"])
-    words = setting.metadata["help"].replace("%", "%%")
-    if setting.default not in (MISSING, None, ()):
-        words += f" (default: {setting.default})"
-    if setting.metadata["parse"] is _switch:
-        parser.add_argument(*spellings, action="store_true", default=argparse.SUPPRESS, help=words)
-        return
-    parser.add_argument(
-        *spellings,
-        type=setting.metadata["parse"],
-        choices=setting.metadata["choices"],
-        action="append" if setting.metadata["repeatable"] else "store",
-        default=argparse.SUPPRESS,
-        metavar=None if setting.metadata["choices"] else dashed.rpartition("-")[2].upper(),
-        help=words,
-    )
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for setting in _flags():
-        variable = ENVIRONMENT_PREFIX + setting.name.upper()
-        if environment.get(variable, "") != "":
-            given[setting.name] = _parsed(setting, variable, environment[variable])
-    if environment.get(ENGINE_KEY_VARIABLE):
-        given["engine_key"] = environment[ENGINE_KEY_VARIABLE]
-    return given
-
-
-def _parsed(setting: Field[Any], variable: str, text: str) -> Any:
-    parse = setting.metadata["parse"]
-    try:
-        if setting.metadata["repeatable"]:
-            return tuple(parse(part) for part in text.split(os.pathsep) if part)
-        return parse(text)
-    except ValueError as error:
-        raise SettingsError(f"{variable} is {text!r}: {error}") from error
+            add_flag(parser, setting)

@@ -15,6 +15,7 @@ import soundfile
 from speech_parts import FaultyToken2Wav, GatedEngine, spoken_reply, write_tiny_checkpoint
 from speech_server import SpeechServer, speech_server, wait_until
 
+from sidecar.__main__ import STALLED_AFTER_S
 from sidecar.engine.text import TextTokenizer
 from sidecar.settings import Settings
 from sidecar.token2wav.token2wav import Token2Wav
@@ -56,9 +57,10 @@ def reply(text: TextTokenizer) -> list[int]:
 def start_server(checkpoint: Path, token2wav: FaultyToken2Wav, voices: VoiceLibrary, reply: list[int]) -> StartServer:
     """Starts a server of one's own with other settings; the loaded parts are shared."""
 
-    def start(**settings: Any) -> AbstractContextManager[SpeechServer]:
+    def start(*, stalled_after_s: float = STALLED_AFTER_S, **settings: Any) -> AbstractContextManager[SpeechServer]:
         made = replace(Settings(model=checkpoint), **settings)
-        return speech_server(made, GatedEngine(reply), token2wav=token2wav, voices=voices)
+        parts = {"token2wav": token2wav, "voices": voices}
+        return speech_server(made, GatedEngine(reply), stalled_after_s=stalled_after_s, **parts)
 
     return start
 

@@ -13,7 +13,7 @@ from typing import Any
 import requests
 import uvicorn
 
-from sidecar.__main__ import CANCEL_AFTER_S, Server
+from sidecar.__main__ import CANCEL_AFTER_S, STALLED_AFTER_S, Server, bound
 from sidecar.api.services import Services
 from sidecar.app import create_app
 from sidecar.engine.scripted import ScriptedEngine
@@ -41,9 +41,12 @@ class SpeechServer:
     def connect(self, body: bytes) -> socket.socket:
         """A connection on which a request has been sent and nothing has been read."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        self.ask(connection, body)
+        return connection
+
+    def ask(self, connection: socket.socket, body: bytes) -> None:
         head = f"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         connection.sendall(f"{head}\r\n\r\n".encode() + body)
-        return connection
 
     @property
     def streams_running(self) -> int:
@@ -58,19 +61,23 @@ class SpeechServer:
 
 @contextmanager
 def speech_server(
-    settings: Settings, engine: ScriptedEngine, *, until_ready: bool = True, **parts: Any
+    settings: Settings,
+    engine: ScriptedEngine,
+    *,
+    until_ready: bool = True,
+    stalled_after_s: float = STALLED_AFTER_S,
+    **parts: Any,
 ) -> Iterator[SpeechServer]:
     """Serve on a free port of loopback, with these parts handed in."""
     failed = threading.Event()
     app = create_app(settings, engine=engine, on_failure=failed.set, **parts)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=CANCEL_AFTER_S
-    )
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=CANCEL_AFTER_S)
     server = Server(config, failed)
-    thread = threading.Thread(target=server.run, daemon=True)
+    listener = bound("127.0.0.1", 0, stalled_after_s=stalled_after_s)
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     wait_until(lambda: server.started, within_s=30)
-    port = server.servers[0].sockets[0].getsockname()[1]
     running = SpeechServer(f"http://127.0.0.1:{port}", port, app.state.services, engine, server, thread)
     try:
         if until_ready:

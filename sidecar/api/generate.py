@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
 URLENCODED = "application/x-www-form-urlencoded"
+#: As many as Starlette takes in a multipart form.
+_MAX_FORM_FIELDS = 1000
 _SHOWN_NAMES, _SHOWN_NAME_CHARACTERS = 10, 50
 
 
@@ -73,14 +76,25 @@ async def read_request(request: Request) -> SpeechRequest:
         raise UnsupportedMedia(f"the body's Content-Encoding is {encoding}; send it uncompressed")
     if media_type == JSON:
         return SpeechRequest.from_json(await request.body())
-    if media_type == URLENCODED and (await request.body()).lstrip()[:1] == b"{":
-        # `curl -d '{...}'` without a header calls its JSON a form; no form begins like this
-        return SpeechRequest.from_json(await request.body())
+    if media_type == URLENCODED:
+        return _from_urlencoded(await request.body())
     try:
         async with request.form() as form:
             return await _from_form(form)
     except HTTPException as error:
         raise BadRequest(f"the form cannot be read: {error.detail}") from error
+
+
+def _from_urlencoded(body: bytes) -> SpeechRequest:
+    if body.lstrip()[:1] == b"{":
+        # `curl -d '{...}'` without a header calls its JSON a form; no form begins like this
+        return SpeechRequest.from_json(body)
+    try:
+        # not Starlette's parser: `curl -d 'text=é'` sends plain UTF-8, which that reads as Latin-1
+        fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FORM_FIELDS)
+    except ValueError as error:
+        raise BadRequest(f"the form cannot be read: {error}") from error
+    return SpeechRequest.from_form(fields)
 
 
 async def _from_form(form: FormData) -> SpeechRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from urllib.parse import quote
 
@@ -15,6 +16,8 @@ from sidecar.api.middleware import REQUEST_ID_HEADER
 from sidecar.audio.encode import BYTES_PER_SAMPLE, Encoder
 from sidecar.errors import BadRequest, SidecarError
 from sidecar.speech import Speech
+
+logger = logging.getLogger(__name__)
 
 #: Headers share a server's or a proxy's limit of 8 KiB, often.
 MAX_TRANSCRIPT_BYTES = 6000
@@ -52,7 +55,10 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_unexpected_error(request: Request, _: Exception) -> Response:
     """A fault of ours. This answer is made outside of the middleware, so it brings its request id itself."""
-    headers = {REQUEST_ID_HEADER: request.state.request_id}
+    request_id = request.state.request_id
+    # the server logs what happened, but knows no request id
+    logger.error("%s %s failed; what follows says why: request_id=%s", request.method, request.url.path, request_id)
+    headers = {REQUEST_ID_HEADER: request_id}
     words = "the server made a mistake; its log says more, and this answer's X-Request-Id finds the place"
     return error_body(500, words, SidecarError.type, headers=headers)
 

@@ -194,6 +194,13 @@ def test_a_form_is_taken_like_json(server: SpeechServer) -> None:
     assert requests.post(f"{server.url}/generate", files=parts, timeout=30).content == in_json
 
 
+@pytest.mark.parametrize("body", ["text=h\u00e9llo 你", "text=h%C3%A9llo+%E4%BD%A0"])
+def test_a_urlencoded_text_is_utf_8_escaped_or_not(server: SpeechServer, engine: GatedEngine, body: str) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert requests.post(f"{server.url}/generate", data=body.encode(), headers=headers, timeout=30).ok
+    assert engine.requests[-1].messages[1]["content"] == "h\u00e9llo 你"
+
+
 def test_json_that_curl_calls_a_form_is_taken_as_json(server: SpeechServer) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = requests.post(f"{server.url}/generate", data='{"text": "Hello"}', headers=headers, timeout=30)

@@ -51,6 +51,13 @@ def test_a_form_without_its_boundary_is_a_400(server: SpeechServer) -> None:
     error_of(requests.post(f"{server.url}/generate", data=b"--x", headers=headers, timeout=30), 400)
 
 
+@pytest.mark.parametrize("body", [b"text=\xff", b"text=%FF", b"text=a&" + b"a=1&" * 2000])
+def test_a_urlencoded_form_that_cannot_be_read_is_a_400(server: SpeechServer, body: bytes) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    error = error_of(requests.post(f"{server.url}/generate", data=body, headers=headers, timeout=30), 400)
+    assert "form cannot be read" in error["message"]
+
+
 @pytest.mark.parametrize("media_type", ["text/plain", "application/xml", None])
 def test_a_body_type_that_is_not_taken_is_a_415_that_names_those_that_are(
     server: SpeechServer, media_type: str | None
@@ -136,6 +143,20 @@ def test_a_stream_that_token2wav_cannot_speak_ends_alone(server: SpeechServer, e
     assert error["code"] == "synthesis_failed"
 
 
+def test_a_fault_of_ours_is_a_500_whose_request_id_is_in_the_log(
+    server: SpeechServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: str) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(server.services.pipeline.voices, "get", broken)
+    answer = server.generate()
+    assert "a bug" not in error_of(answer, 500)["message"]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert any(answer.headers["X-Request-Id"] in line for line in errors)
+    assert server.streams_running == 0
+
+
 def test_a_full_server_answers_503_before_any_audio(start_server: Any) -> None:
     with start_server(stream=StreamSettings(max_batch_size=2)) as server:
         server.engine.hold_at = 0
@@ -184,11 +205,20 @@ def test_a_path_is_read_like_an_upload(
 
 
 def test_what_is_no_recording_is_a_415(server: SpeechServer) -> None:
-    assert error_of(upload(server, b"I am a text."), 415)["code"] == "unsupported_media"
+    error = error_of(upload(server, b"I am a text."), 415)
+    assert (error["code"], error["param"]) == ("unsupported_media", "audio")
+    assert error_of(server.generate(audio_path=__file__), 415)["param"] == "audio_path"
 
 
 def test_a_recording_without_sound_is_a_422(server: SpeechServer, recording: bytes) -> None:
-    error_of(upload(server, recording[:44]), 422)
+    assert error_of(upload(server, recording[:44]), 422)["param"] == "audio"
+
+
+@pytest.mark.parametrize("sample_rate_hz", [1_000, 16_000, 384_000])
+def test_a_recording_of_a_single_sample_is_answered(server: SpeechServer, sample_rate_hz: int) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.full(1, 0.5, np.float32), sample_rate_hz, format="WAV")
+    assert upload(server, file.getvalue()).ok
 
 
 def test_a_recording_that_is_not_finite_never_reaches_the_engine(server: SpeechServer, engine: GatedEngine) -> None:

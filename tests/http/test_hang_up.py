@@ -6,6 +6,7 @@ import json
 import socket
 
 import pytest
+from speech_fixtures import StartServer
 from speech_parts import GatedEngine
 from speech_server import SpeechServer, wait_until
 
@@ -39,6 +40,21 @@ def test_hanging_up_before_the_engine_accepts_frees_the_slot(server: SpeechServe
         wait_until(lambda: engine.waiting == 1, within_s=10)
         assert server.streams_running == 1
     assert_all_is_freed(server, engine)
+
+
+def test_a_client_that_stays_but_takes_nothing_is_cut_off(start_server: StartServer) -> None:
+    with start_server(stalled_after_s=1) as server:
+        assert isinstance(server.engine, GatedEngine)
+        server.engine.reset(server.engine.token_ids)
+        server.engine.hold_at = 20
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the smallest there is
+            connection.connect(("127.0.0.1", server.port))
+            server.ask(connection, b'{"text": "Hello", "streaming": true}')
+            wait_until(lambda: server.engine.tokens_said == 20, within_s=10)
+            assert server.streams_running == 1
+            wait_until(lambda: server.streams_running == 0, within_s=10)
+        assert server.engine.running == 0
 
 
 def test_hanging_up_is_in_the_log_and_in_the_numbers(

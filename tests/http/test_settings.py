@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import SettingsError
-from sidecar.settings import Settings, add_flags, default_of
+from sidecar.settings import SYSTEM_PROMPT, Settings, add_flags
 
 
 def settings(*flags: str, **environment: str) -> Settings:
@@ -102,8 +102,9 @@ def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         settings("--help")
     words = " ".join(capsys.readouterr().out.split())
-    for name in ("temperature", "repetition_penalty", "max_tokens", "host", "port", "max_body_mb", "system_prompt"):
-        assert f"(default: {default_of(name)})" in words
+    ours = settings()
+    for default in (ours.sampling.repetition_penalty, ours.host, ours.port, ours.limits.max_body_mb, SYSTEM_PROMPT):
+        assert f"(default: {default})" in words
 
 
 def test_settings_need_the_standard_library_alone() -> None:

@@ -21,6 +21,7 @@ from stub_engine import DONE, RawAnswer, ids, opening, stub_engine
 
 from sidecar.__main__ import main
 from sidecar.engine.text import TextTokenizer
+from sidecar.metrics import Counter
 from sidecar.settings import EngineSettings, Settings
 
 
@@ -82,6 +83,14 @@ def test_metrics_count_requests_sound_and_times(start_server: Any) -> None:
     ):
         assert line in lines
     assert all(line.startswith(("# HELP sidecar_", "# TYPE sidecar_", "sidecar_")) for line in lines)
+
+
+def test_a_counter_keeps_all_its_digits() -> None:
+    counter = Counter("sidecar_somethings_total", "Somethings.")
+    counter.add(12_345_678)
+    assert list(counter.lines()) == ["sidecar_somethings_total 12345678"]
+    counter.add(0.25)
+    assert list(counter.lines()) == ["sidecar_somethings_total 12345678.25"]
 
 
 @pytest.mark.parametrize(("hold_at", "cut_short"), [(None, False), (20, True)])
