@@ -63,7 +63,7 @@ install: $(READY)
 $(READY): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ... uses another")'
 	@echo "[install] virtual environment $(VENV)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@if nvidia-smi > /dev/null 2>&1; then
 	    echo "[install] an NVIDIA GPU: vLLM for CUDA, some gigabytes"
 	    $(PIP) -e '.[gpu,dev]' $(BRIEFLY) $(OR_SAY_WHY)

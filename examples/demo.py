@@ -124,7 +124,8 @@ def main() -> int:
     wanted = parser.parse_args()
     wanted.folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(QUESTION, wanted.folder / "question.wav")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed must not leave the servers behind
+        signal.signal(number, signal.default_int_handler)
     try:
         with serving(a_port(wanted.port), wanted.folder / "launcher.log") as url:
             speak(url, wanted.folder)

@@ -33,14 +33,18 @@ class Command:
                 text = text.replace(name, folder)
             return text
 
-        return replace(self, argv=tuple(fill(word) for word in self.argv))
+        return replace(
+            self,
+            argv=tuple(fill(word) for word in self.argv),
+            environment={name: fill(value) for name, value in self.environment.items()},
+        )
 
     def shell_line(self) -> str:
         """The command for a shell, with the secrets left out."""
         hidden = {
             name: "..." if name.endswith(SECRETS) and value else value for name, value in self.environment.items()
         }
-        words = [f"{name}={shlex.quote(value)}" for name, value in hidden.items()]
+        words = [f"{name}={_quoted(value)}" for name, value in hidden.items()]
         return " ".join([*words, *map(_quoted, self.argv)])
 
 

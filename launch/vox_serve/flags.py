@@ -6,30 +6,27 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sidecar.errors import SettingsError
-from sidecar.settings import (
-    ENVIRONMENT_PREFIX,
-    LOG_LEVELS,
-    LimitSettings,
-    SamplingSettings,
-    StreamSettings,
-    add_flags,
-    default_of,
-)
+from sidecar.setting_flags import ENVIRONMENT_PREFIX
+from sidecar.settings import SamplingSettings, Settings, add_flags
 
 #: The sidecar's flags that the launcher takes too. Their defaults and words are the sidecar's.
-SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "greedy", "seed",
-)  # fmt: skip
 SHARED = (
-    "host", "port", *SAMPLING, "max_batch_size", "max_model_len", "system_prompt", "tts_system_prompt",
-    "allowed_audio_path", "log_level",
+    "host", "port", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "greedy", "seed",
+    "max_batch_size", "max_model_len", "system_prompt", "tts_system_prompt", "allowed_audio_path", "log_level",
 )  # fmt: skip
 
 TINY = "tiny"
+#: Enough for the longest reply, 4,096 tokens, after a recording of five minutes; its keys and values take half a
+#: gigabyte of a GPU.
+MAX_MODEL_LEN = 8192
+TINY_MAX_MODEL_LEN = 4096
+#: vLLM's own default, 0.92, would leave token2wav, which has a gigabyte and a half, hardly any room on a GPU of 24 GB.
+GPU_MEMORY_UTILIZATION = 0.8
+TINY_GPU_MEMORY_UTILIZATION = 0.1
+
 DESCRIPTION = """\
 Starts the language model under vLLM and the sidecar that speaks, and stops both together. Everything after a `--` is
 handed to vLLM as it is. The sidecar's further settings are read from the environment (`python -m sidecar --help`)."""
@@ -47,10 +44,10 @@ class Flags:
     host: str
     port: int
     max_batch_size: int
-    max_model_len: int | None = None
+    max_model_len: int
+    gpu_memory_utilization: float
     log_level: str | None = None
     engine_port: int | None = None
-    gpu_memory_utilization: float | None = None
     dry_run: bool = False
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     sidecar: Mapping[str, Any] = field(default_factory=dict)
@@ -68,17 +65,22 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] | None = Non
     ours, vllm = _split_at_dashes(argv)
     given = vars(_parser().parse_args(ours))
     shared = {name: given[name] for name in SHARED if name in given}
+    tiny = given["model"] == TINY
+    # read as the sidecar will read them, the environment included, so that it refuses here what it would refuse later
+    settings = Settings.from_flags([f"--model={given['model']}", *flag_words(shared)], environment)
     flags = Flags(
         model=given["model"],
-        host=str(_value_of("host", shared, environment)),
-        port=_whole_number("port", shared, environment),
-        max_batch_size=_whole_number("max_batch_size", shared, environment),
-        max_model_len=_whole_number("max_model_len", shared, environment) or None,
-        log_level=shared.get("log_level") or environment.get(f"{ENVIRONMENT_PREFIX}LOG_LEVEL"),
+        host=settings.host,
+        port=settings.port,
+        max_batch_size=settings.stream.max_batch_size,
+        max_model_len=settings.engine.max_model_len or (TINY_MAX_MODEL_LEN if tiny else MAX_MODEL_LEN),
+        gpu_memory_utilization=given.get(
+            "gpu_memory_utilization", TINY_GPU_MEMORY_UTILIZATION if tiny else GPU_MEMORY_UTILIZATION
+        ),
+        log_level=shared.get("log_level") or environment.get(f"{ENVIRONMENT_PREFIX}LOG_LEVEL") or None,
         engine_port=given.get("engine_port"),
-        gpu_memory_utilization=given.get("gpu_memory_utilization"),
         dry_run="dry_run" in given,
-        sampling=SamplingSettings(**{name: given[name] for name in SAMPLING if name in given}),
+        sampling=settings.sampling,
         sidecar=shared,
         vllm=vllm,
     )
@@ -104,7 +106,14 @@ def _parser() -> argparse.ArgumentParser:
         help="a checkpoint's folder, its id on the Hugging Face hub, or `tiny`: a made-up checkpoint of a few "
         "megabytes that goes the whole way and whose voice is noise",
     )
-    add_flags(parser, SHARED)
+    add_flags(parser, set(SHARED) - {"max_model_len"})
+    parser.add_argument(
+        "--max-model-len",
+        "--max_model_len",
+        type=int,
+        metavar="TOKENS",
+        help=f"tokens of context (default: {MAX_MODEL_LEN}; tiny: {TINY_MAX_MODEL_LEN})",
+    )
     parser.add_argument(
         "--engine-port",
         "--engine_port",
@@ -117,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu_memory_utilization",
         type=float,
         metavar="SHARE",
-        help="share of the GPU's memory for vLLM; the rest is left to token2wav (default: 0.8)",
+        help="share of the GPU's memory for vLLM; the rest is left to token2wav "
+        f"(default: {GPU_MEMORY_UTILIZATION}; tiny: {TINY_GPU_MEMORY_UTILIZATION})",
     )
     parser.add_argument(
         "--dry-run", "--dry_run", action="store_true", help="print the commands that would run, and end"
@@ -125,35 +135,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _value_of(name: str, given: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
-    """As the sidecar reads it: the flag, else the environment, else the default."""
-    if name in given:
-        return given[name]
-    return environment.get(ENVIRONMENT_PREFIX + name.upper()) or default_of(name)
-
-
-def _whole_number(name: str, given: Mapping[str, Any], environment: Mapping[str, str]) -> int:
-    value = _value_of(name, given, environment)
-    try:
-        return int(value or 0)
-    except ValueError as error:
-        variable = ENVIRONMENT_PREFIX + name.upper()
-        raise SettingsError(f"{variable} is {value!r}; it must be a whole number") from error
+def flag_words(given: Mapping[str, Any]) -> list[str]:
+    """Settings as the words of a command line, in the order given."""
+    words: list[str] = []
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        else:
+            for one in map(str, value if isinstance(value, list) else [value]):
+                # a text that begins with a dash would be read as a flag
+                words += [f"{flag}={one}"] if one.startswith("-") else [flag, one]
+    return words
 
 
 def _refuse_nonsense(flags: Flags) -> None:
-    """Let the sidecar's own settings look at what will be passed on, before anything is started."""
-    StreamSettings(max_batch_size=flags.max_batch_size)
-    LimitSettings(allowed_audio_path=tuple(map(Path, flags.sidecar.get("allowed_audio_path", ()))))
-    if flags.max_model_len is not None and flags.max_model_len < 2:
-        raise SettingsError(f"--max-model-len is {flags.max_model_len}; it must be at least 2")
-    for name, port in (("port", flags.port), ("engine-port", flags.engine_port)):
-        if port is not None and not 0 <= port <= 65535:
-            raise SettingsError(f"--{name} is {port}; it must be between 1 and 65535, or 0 for any free one")
-    if flags.port == flags.engine_port != 0:
-        raise SettingsError(f"--port and --engine-port are both {flags.port}; give vLLM another one")
+    """What the sidecar's own settings cannot know of."""
+    port = flags.engine_port
+    if port is not None and not 0 <= port <= 65535:
+        raise SettingsError(f"--engine-port is {port}; it must be between 1 and 65535, or 0 for any free one")
+    if flags.port == port != 0:
+        raise SettingsError(f"--port and --engine-port are both {port}; give vLLM another one")
     share = flags.gpu_memory_utilization
-    if share is not None and not 0 < share < 1:
+    if not 0 < share < 1:
         raise SettingsError(f"--gpu-memory-utilization is {share:g}; it must be above 0 and below 1")
-    if flags.log_level not in (None, *LOG_LEVELS):
-        raise SettingsError(f"--log-level is {flags.log_level!r}; it must be one of {', '.join(LOG_LEVELS)}")

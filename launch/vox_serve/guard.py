@@ -97,6 +97,7 @@ class Guard:
         )
         assert self._process.stdin is not None, "the guard is started with a pipe"
         self._pipe = self._process.stdin
+        self._folders: list[Path] = []
 
     @property
     def pipe(self) -> int:
@@ -104,13 +105,14 @@ class Guard:
         return self._pipe.fileno()
 
     def entering(self, command: Sequence[str]) -> list[str]:
-        """The same command, known to the guard from its first moment. Start it in a session of its own."""
+        """The same command, known to the guard from its first moment. Start it in a process group of its own."""
         return [sys.executable, "-I", __file__, "enter", str(self.pipe), *command]
 
     def forget(self, pgid: int) -> None:
         self._tell(f"forget {pgid}")
 
     def remove_at_the_end(self, folder: Path) -> None:
+        self._folders.append(folder)
         self._tell(f"folder {folder}")
 
     def close(self) -> None:
@@ -119,6 +121,8 @@ class Guard:
             self._pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
+        for folder in self._folders:  # of a guard that somebody killed
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _tell(self, line: str) -> None:
         with contextlib.suppress(OSError):  # a guard that somebody killed must not take the speakers with it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,7 +105,9 @@ def free_port(host: str) -> int:
 def _sees_gpu(environment: Mapping[str, str]) -> bool:
     if environment.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return False
-    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()  # Linux; Windows' Linux
+    if Path("/dev/dxg").exists():  # Windows' Linux shows every maker's GPU there, and this command with NVIDIA's alone
+        return shutil.which("nvidia-smi") is not None
+    return Path("/dev/nvidiactl").exists()
 
 
 def _installed_vllm() -> str | None:

@@ -15,23 +15,21 @@ from pathlib import Path
 
 from sidecar.settings import ENGINE_KEY_VARIABLE
 from vox_serve.command import MODEL_FOLDER, RUN_FOLDER, Command
-from vox_serve.flags import TINY, Flags
+from vox_serve.flags import TINY, Flags, flag_words
 from vox_serve.machine import Machine
 
 PLUGIN = "step_audio_vllm"
 ENGINE_HOST = "127.0.0.1"
 
-#: Enough for the longest reply, 4,096 tokens, after a recording of five minutes; its keys and values take half a
-#: gigabyte of a GPU, so that the model fits one of 24 GB beside token2wav.
-MAX_MODEL_LEN = 8192
-#: vLLM's own default, 0.92, would leave token2wav no room on a GPU of 24 GB.
-GPU_MEMORY_UTILIZATION = 0.8
 #: Recordings in one prompt: a conversation's turns.
 RECORDINGS_PER_PROMPT = 16
 #: Of the tiny model: all its streams at once need a fraction of it, and little to reserve starts fast.
 TINY_KV_CACHE_BYTES = 64 * 2**20
-TINY_MAX_MODEL_LEN = 4096
-TINY_GPU_MEMORY_UTILIZATION = 0.1
+#: On a CPU: two replies of the real size. Without a number vLLM wants 92 % of the machine's memory to be free.
+CPU_KV_CACHE_BYTES = 2**30
+
+#: huggingface_hub draws no bar where it sees no terminal, unless told to; a line for each file and 5 s is enough.
+SHOW_PROGRESS = {"TQDM_POSITION": "-1", "TQDM_MININTERVAL": "5"}
 
 #: What vLLM says on its way, and what it is busy with from then on.
 VLLM_PHASES = (
@@ -106,16 +104,35 @@ def _prepare(flags: Flags, machine: Machine) -> tuple[tuple[Command, ...], str |
         words = "the tiny checkpoint is being written"
         return tuple(Command(name="tiny", argv=argv, first_phase=words) for argv in write), folder
     if is_hub_id(flags.model):
-        fetch = _python(f"{PLUGIN}.fetch", flags.model)
-        return (Command(name="fetch", argv=fetch, first_phase="the checkpoint is being downloaded"),), None
+        fetch = Command(
+            name="fetch",
+            argv=_python(f"{PLUGIN}.fetch", flags.model),
+            environment=SHOW_PROGRESS,
+            first_phase="the checkpoint is being downloaded",
+        )
+        return (fetch,), None
     return (), str(Path(flags.model).expanduser().absolute())
 
 
 def _engine(flags: Flags, machine: Machine, key: str) -> Command:
-    tiny = flags.model == TINY
-    length = flags.max_model_len or (TINY_MAX_MODEL_LEN if tiny else MAX_MODEL_LEN)
-    share = flags.gpu_memory_utilization or (TINY_GPU_MEMORY_UTILIZATION if tiny else GPU_MEMORY_UTILIZATION)
-    options = {
+    talks = (flags.log_level or machine.environment.get("VLLM_LOGGING_LEVEL", "info")).lower() in ("debug", "info")
+    return Command(
+        name="vllm",
+        argv=_python(
+            "vllm.entrypoints.openai.api_server",
+            *[word for option in _engine_options(flags, machine).items() for word in option],
+            *_engine_switches(flags, machine),
+            *flags.vllm,
+        ),
+        environment=_engine_environment(flags, machine, key),
+        # a quiet vLLM does not say how far it is
+        first_phase="vLLM is being imported" if talks else "",
+        landmarks=VLLM_PHASES if talks else (),
+    )
+
+
+def _engine_options(flags: Flags, machine: Machine) -> dict[str, str]:
+    return {
         "--model": MODEL_FOLDER,
         "--served-model-name": flags.model,
         **(
@@ -127,21 +144,28 @@ def _engine(flags: Flags, machine: Machine, key: str) -> Command:
         "--chat-template-content-format": "openai",
         "--generation-config": "vllm",
         "--override-generation-config": json.dumps(_sampling_defaults(flags)),
-        "--max-model-len": str(length),
+        "--max-model-len": str(flags.max_model_len),
         "--max-num-seqs": str(flags.max_batch_size),
         "--limit-mm-per-prompt": f'{{"audio": {RECORDINGS_PER_PROMPT}}}',
-        **({"--gpu-memory-utilization": f"{share:g}"} if machine.gpu else {}),
-        **({"--kv-cache-memory-bytes": str(TINY_KV_CACHE_BYTES)} if tiny else {}),
+        **_engine_memory(flags, machine),
     }
-    switches = ["--disable-uvicorn-access-log", *([] if machine.gpu and not tiny else ["--enforce-eager"])]
-    words = [word for option in options.items() for word in option]
-    return Command(
-        name="vllm",
-        argv=_python("vllm.entrypoints.openai.api_server", *words, *switches, *flags.vllm),
-        environment=_engine_environment(flags, machine, key),
-        first_phase="vLLM is being imported",
-        landmarks=VLLM_PHASES,
-    )
+
+
+def _engine_memory(flags: Flags, machine: Machine) -> dict[str, str]:
+    share = {"--gpu-memory-utilization": f"{flags.gpu_memory_utilization:g}"} if machine.gpu else {}
+    if flags.model == TINY:
+        return {**share, "--kv-cache-memory-bytes": str(TINY_KV_CACHE_BYTES)}
+    return share or {"--kv-cache-memory-bytes": str(CPU_KV_CACHE_BYTES)}
+
+
+def _engine_switches(flags: Flags, machine: Machine) -> list[str]:
+    switches = ["--disable-uvicorn-access-log"]
+    if flags.model == TINY or not machine.gpu:
+        switches.append("--enforce-eager")
+    if not machine.gpu:
+        # a prompt computed in parts ends vLLM 0.32 when its request has a seed: the CPU's generator cannot step back
+        switches.append("--no-enable-chunked-prefill")
+    return switches
 
 
 def _sampling_defaults(flags: Flags) -> dict[str, float]:
@@ -157,7 +181,8 @@ def _sampling_defaults(flags: Flags) -> dict[str, float]:
 
 
 def _engine_environment(flags: Flags, machine: Machine, key: str) -> dict[str, str]:
-    ours = {"VLLM_NO_USAGE_STATS": "1"}
+    # vLLM leaves sockets and folders where temporary files go; with this they go with the run folder
+    ours = {"VLLM_NO_USAGE_STATS": "1", "TMPDIR": RUN_FOLDER}
     if not machine.gpu:
         ours["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # binding needs rights that containers seldom give
         ours |= _half_the_cores(machine)
@@ -195,9 +220,7 @@ def _sidecar(flags: Flags, machine: Machine, key: str) -> Command:
         words += ["--engine-socket", f"{RUN_FOLDER}/vllm.sock"]
     if machine.gpu:
         words += ["--device", "cuda"]
-    for name, value in flags.sidecar.items():
-        if name not in ("host", "port"):
-            words += _flag_words(name, value)
+    words += flag_words({name: value for name, value in flags.sidecar.items() if name not in ("host", "port")})
     return Command(
         name="sidecar",
         argv=_python("sidecar", *words),
@@ -207,17 +230,6 @@ def _sidecar(flags: Flags, machine: Machine, key: str) -> Command:
         },
         first_phase="the sidecar is starting",
     )
-
-
-def _flag_words(name: str, value: object) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
-    if value is True:
-        return [flag]
-    if isinstance(value, list | tuple):
-        return [word for one in value for word in (flag, str(one))]
-    text = str(value)
-    # a text that begins with a dash would be read as a flag
-    return [f"{flag}={text}"] if isinstance(value, str) and text.startswith("-") else [flag, text]
 
 
 def _python(module: str, *words: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import tempfile
 import time
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -25,8 +27,10 @@ READY_POLL_TICKS = 4
 REPEAT_S = 10.0
 #: What both get between SIGTERM and SIGKILL.
 GRACE_S = 6.0
-#: A unix socket's path may have 108 bytes, and a long TMPDIR leaves too few for the name.
-MAX_RUN_FOLDER_BYTES = 90
+#: What sends a signal to a process and to its group, as `timeout` and `make` do, means it once.
+SAME_STOP_S = 0.2
+#: A unix socket's path may have 107 bytes, and vLLM's sockets in this folder have names of 36.
+MAX_RUN_FOLDER_BYTES = 70
 
 
 class StopAsked(Exception):
@@ -147,10 +151,16 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        def count(_number: int, _frame: FrameType | None) -> None:
-            self._stops_asked += 1
+        asked_s = -SAME_STOP_S
 
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        def count(_number: int, _frame: FrameType | None) -> None:
+            nonlocal asked_s
+            self._stops_asked += time.monotonic() - asked_s >= SAME_STOP_S
+            asked_s = time.monotonic()
+
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # that is how nohup says: stay when I log out
+            numbers.append(signal.SIGHUP)
         before = {number: signal.signal(number, count) for number in numbers}
         try:
             yield
@@ -162,7 +172,7 @@ class Supervisor:
 def make_run_folder() -> Path:
     """A new folder that only this user can open, short enough for a socket's path."""
     folder = Path(tempfile.gettempdir())
-    usable = folder if len(str(folder)) < MAX_RUN_FOLDER_BYTES - len("/vox-serve-12345678") else Path("/tmp")
+    usable = folder if len(os.fsencode(folder)) <= MAX_RUN_FOLDER_BYTES - len("/vox-serve-12345678") else Path("/tmp")
     return Path(tempfile.mkdtemp(prefix="vox-serve-", dir=usable))
 
 
@@ -172,10 +182,10 @@ def what_is_missing(ready_url: str) -> str | None:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ready_url, timeout=2):
             return None
     except urllib.error.HTTPError as refusal:
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, HTTPException, ValueError, KeyError, TypeError):
             return str(json.loads(refusal.read())["error"]["message"])
         return f"{ready_url} answers {refusal.code}"
-    except OSError:
+    except (OSError, HTTPException):
         return ""
 
 

@@ -115,6 +115,18 @@ def test_a_recording_needs_no_text(client: httpx.Client, recordings: Path) -> No
     assert response.status_code == 200, response.text
 
 
+@pytest.mark.parametrize("seconds", [1 / 16_000, 26, 290])
+def test_a_recording_may_be_as_short_as_a_sample_and_as_long_as_minutes(client: httpx.Client, seconds: float) -> None:
+    recording = io.BytesIO()
+    with wave.open(recording, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(b"\x00\x10" * round(seconds * 16_000))
+    response = client.post("/generate", files={"audio": recording.getvalue()})
+    assert response.status_code == 200, response.text
+
+
 def test_a_urlencoded_form_works_too(client: httpx.Client) -> None:
     response = client.post("/generate", data={"text": TEXT, "streaming": "yes"})
     assert response.status_code == 200, response.text

