@@ -64,7 +64,8 @@ def serving(
         log = Path(folder) / "vllm.txt"
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
+                # no session of its own: there its spinning engine keeps its server from the CPU, see the launcher's
+                command, stdout=sink, stderr=subprocess.STDOUT, process_group=0,
                 env={**os.environ, **VLLM_ENVIRONMENT},
             )  # fmt: skip
         server = VllmServer(f"http://127.0.0.1:{port}", str(model_dir), process, log)
