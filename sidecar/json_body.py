@@ -18,7 +18,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise BadRequest(f'the body must be a JSON object like {{"text": "Hello"}}; it is {in_words(parsed)}')
+        raise BadRequest(f"the body must be a JSON object; it is {in_words(parsed)}")
     return parsed
 
 

@@ -64,7 +64,7 @@ def serving(
         log = Path(folder) / "vllm.txt"
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                # no session of its own: there its spinning engine keeps its server from the CPU, see the launcher's
+                # a group, not a session, in which its spinning engine would hold up its own server (see child.py)
                 command, stdout=sink, stderr=subprocess.STDOUT, process_group=0,
                 env={**os.environ, **VLLM_ENVIRONMENT},
             )  # fmt: skip

@@ -61,6 +61,8 @@ def decode_recording(data: bytes, *, max_seconds: float = 300.0) -> Recording:
         UnsupportedMedia: the bytes are none of these.
         UnusableAudio: damaged, empty, longer than `max_seconds`, not finite, or too much to hold.
     """
+    if not data:
+        raise UnusableAudio("the recording is empty: 0 bytes came; check the file and send it again")
     container = _container(data)
     if container is None:
         raise UnsupportedMedia("the recording is in no format known here; send wav, flac, ogg, opus, mp3, webm or m4a")

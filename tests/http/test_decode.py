@@ -128,7 +128,6 @@ def test_a_wav_that_is_cut_off_is_used_as_far_as_it_goes() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
         b"hello, this is text",
         b"<html></html>",
         b"\x89PNG\r\n\x1a\n" + bytes(100),
@@ -140,6 +139,11 @@ def test_a_wav_that_is_cut_off_is_used_as_far_as_it_goes() -> None:
 def test_what_is_no_recording_is_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedMedia, match="send wav, flac"):
         decode_recording(data)
+
+
+def test_a_file_without_a_byte_is_unusable() -> None:
+    with pytest.raises(UnusableAudio, match="0 bytes came"):
+        decode_recording(b"")
 
 
 @pytest.mark.parametrize("data", [FILES["wav"][:44], FILES["flac"][:60], FILES["m4a"][:300], b"OggS" + bytes(500)])
