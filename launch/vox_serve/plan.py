@@ -28,6 +28,8 @@ TINY_KV_CACHE_BYTES = 64 * 2**20
 #: On a CPU: two replies of the real size. Without a number vLLM wants 92 % of the machine's memory to be free.
 CPU_KV_CACHE_BYTES = 2**30
 
+#: vLLM, torch and onnxruntime leave sockets, folders and files where temporary ones go: these go with the run folder.
+LEAVES_NOTHING = {"TMPDIR": RUN_FOLDER}
 #: huggingface_hub draws no bar where it sees no terminal, unless told to; a line for each file and 5 s is enough.
 SHOW_PROGRESS = {"TQDM_POSITION": "-1", "TQDM_MININTERVAL": "5"}
 
@@ -181,8 +183,7 @@ def _sampling_defaults(flags: Flags) -> dict[str, float]:
 
 
 def _engine_environment(flags: Flags, machine: Machine, key: str) -> dict[str, str]:
-    # vLLM leaves sockets and folders where temporary files go; with this they go with the run folder
-    ours = {"VLLM_NO_USAGE_STATS": "1", "TMPDIR": RUN_FOLDER}
+    ours = {"VLLM_NO_USAGE_STATS": "1", **LEAVES_NOTHING}
     if not machine.gpu:
         ours["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # binding needs rights that containers seldom give
         ours |= _half_the_cores(machine)
@@ -225,6 +226,7 @@ def _sidecar(flags: Flags, machine: Machine, key: str) -> Command:
         name="sidecar",
         argv=_python("sidecar", *words),
         environment={
+            **LEAVES_NOTHING,
             **({} if machine.gpu else _half_the_cores(machine)),
             **({ENGINE_KEY_VARIABLE: key} if flags.engine_port is not None else {}),
         },

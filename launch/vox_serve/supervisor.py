@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import tempfile
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -57,7 +59,7 @@ class Supervisor:
         self._say = say
         self._grace_s = grace_s
         self._children: list[Child] = []
-        self._stops_asked = 0
+        self._stops_asked_s: list[float] = []
         self._started_s = time.monotonic()
         self._said: tuple[str, float] = ("", 0.0)
 
@@ -127,7 +129,7 @@ class Supervisor:
         time.sleep(POLL_S)
 
     def _check_stop(self) -> None:
-        if self._stops_asked:
+        if self._stops_asked_s:
             raise StopAsked
 
     def _show_wait(self, wait: str) -> None:
@@ -143,25 +145,27 @@ class Supervisor:
             child.ask_to_stop()
         deadline_s = time.monotonic() + self._grace_s
         left = [child for child in self._children if not child.is_gone()]
-        while left and time.monotonic() < deadline_s and self._stops_asked < 2:
+        while left and time.monotonic() < deadline_s and self._stops_asked() < 2:
             time.sleep(POLL_S / 2)
             left = [child for child in left if not child.is_gone()]
         for child in left:
             child.kill()
 
+    def _stops_asked(self) -> int:
+        """How often somebody meant it."""
+        asked_s = sorted(self._stops_asked_s)
+        return sum(after - before >= SAME_STOP_S for before, after in pairwise([-math.inf, *asked_s]))
+
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        asked_s = -SAME_STOP_S
-
-        def count(_number: int, _frame: FrameType | None) -> None:
-            nonlocal asked_s
-            self._stops_asked += time.monotonic() - asked_s >= SAME_STOP_S
-            asked_s = time.monotonic()
+        def note(_number: int, _frame: FrameType | None) -> None:
+            # a handler can be interrupted by another: appending cannot lose one, counting up could
+            self._stops_asked_s.append(time.monotonic())
 
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # that is how nohup says: stay when I log out
             numbers.append(signal.SIGHUP)
-        before = {number: signal.signal(number, count) for number in numbers}
+        before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
         finally:

@@ -78,6 +78,11 @@ class Supervised:
         return Path((self.folder / "run_folder").read_text())
 
 
+def heed_hang_ups() -> None:
+    """These tests themselves may run under nohup, which its children inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def wait_until(true: Callable[[], bool], what: str, *, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not true():
@@ -122,8 +127,9 @@ def supervise(tmp_path: Path, free_port: int) -> Iterator[Callable[..., Supervis
         }
         with (tmp_path / "said.log").open("w") as log:
             process = subprocess.Popen(
-                [*under, sys.executable, str(RUNNER), json.dumps(plan)], stderr=log, text=True, start_new_session=True
-            )
+                [*under, sys.executable, str(RUNNER), json.dumps(plan)], stderr=log, text=True, start_new_session=True,
+                preexec_fn=heed_hang_ups,  # noqa: PLW1509  no thread runs here yet
+            )  # fmt: skip
         started.append(Supervised(process, tmp_path))
         return started[-1]
 

@@ -94,11 +94,11 @@ def test_the_engine_listens_on_a_socket_in_the_run_folder() -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--engine-port", "9001"]])
-def test_what_vllm_leaves_in_the_temporary_folder_goes_with_the_run_folder(flags: list[str]) -> None:
+def test_what_both_leave_in_the_temporary_folder_goes_with_the_run_folder(flags: list[str]) -> None:
     plan = plan_for("--model", "tiny", *flags)
-    engine, _ = plan.services(model_folder="/m", run_folder="/tmp/run")
-    assert engine.environment["TMPDIR"] == "/tmp/run"
-    assert 'TMPDIR="$RUN_FOLDER" ' in plan.text()
+    for command in plan.services(model_folder="/m", run_folder="/tmp/run"):
+        assert command.environment["TMPDIR"] == "/tmp/run"
+    assert plan.text().count('TMPDIR="$RUN_FOLDER" ') == 2
 
 
 def test_an_engine_port_comes_with_a_key_that_no_command_line_shows() -> None:
