@@ -43,11 +43,11 @@ def add_flag(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
     dashed = setting.name.replace("_", "-")
     spellings = dict.fromkeys([f"--{dashed}", f"--{setting.name}"])
     words = setting.metadata["help"].replace("%", "%%")
-    if setting.default not in (MISSING, None, ()):
-        words += f" (default: {setting.default})"
     if setting.metadata["parse"] is switch:
         parser.add_argument(*spellings, action="store_true", default=argparse.SUPPRESS, help=words)
         return
+    if setting.default not in (MISSING, None, ()):
+        words += f" (default: {setting.default})"
     parser.add_argument(
         *spellings,
         type=setting.metadata["parse"],
