@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from sidecar.engine.client import Accepted, EngineClient, EngineRequest, TokenDelta
+from sidecar.engine.client import EngineClient, EngineRequest, TokenDelta
 from sidecar.errors import EngineFailed, SidecarError
 from sidecar.timebase import samples_to_seconds
 
@@ -135,9 +135,8 @@ class Speech:
 
     async def _read(self, engine: EngineClient, request: EngineRequest, accepted: asyncio.Future[None]) -> None:
         try:
-            # an async generator: closing it is what aborts the request in the engine
-            items = cast(AsyncGenerator[Accepted | TokenDelta, None], engine.generate(request))
-            async with aclosing(items):
+            # closing the generator is what aborts the request in the engine
+            async with aclosing(engine.generate(request)) as items:
                 async for item in items:
                     if isinstance(item, TokenDelta):
                         self._hear(item)

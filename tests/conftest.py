@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 from golden_folders import DATA
-from vllm_server import VllmServer, serving
+from vllm_server import VllmServer, serving, unused_port
 
 # Before torch is imported anywhere: this process computes beside servers, and threads that outnumber the cores wait
 # for each other in a spin.
@@ -20,9 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture
 def free_port() -> int:
     """A port of loopback on which nobody listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return unused_port()
 
 
 @pytest.fixture(scope="session")

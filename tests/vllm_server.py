@@ -40,7 +40,7 @@ class VllmServer:
         return httpx.post(f"{self.base_url}/v1/chat/completions", json={"model": self.model, **body}, timeout=timeout_s)
 
 
-def free_port() -> int:
+def unused_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -57,7 +57,7 @@ def serving(
     Raises:
         RuntimeError: the server ended or was not healthy in time; carries the end of its log.
     """
-    port = free_port()
+    port = unused_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir),
                "--host", "127.0.0.1", "--port", str(port), *arguments, *extra]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

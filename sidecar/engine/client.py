@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,7 +54,7 @@ class ModelInfo:
 
 
 class EngineClient(Protocol):
-    def generate(self, request: EngineRequest) -> AsyncIterator[Accepted | TokenDelta]:
+    def generate(self, request: EngineRequest) -> AsyncGenerator[Accepted | TokenDelta, None]:
         """Yield `Accepted` once, then deltas until one carries a finish reason.
 
         Closing the iterator (`aclose`) aborts the request in the engine.

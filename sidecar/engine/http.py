@@ -7,7 +7,7 @@ Closing the response is how a request is aborted; vLLM frees it at once.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class HttpEngine:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[Accepted | TokenDelta]:
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Accepted | TokenDelta, None]:
         reader = EventReader()
         try:
             async with self._http.stream(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
 from sidecar.engine.client import Accepted, EngineRequest, ModelInfo, TokenDelta
 from sidecar.errors import SidecarError
@@ -52,7 +52,7 @@ class ScriptedEngine:
         self.running = 0  # replies that are neither finished nor closed
         self.tokens_said = 0  # over all replies
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[Accepted | TokenDelta]:
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Accepted | TokenDelta, None]:
         self.requests.append(request)
         if self.refusal is not None:
             raise self.refusal
