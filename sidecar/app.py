@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from sidecar.api import generate, openai, replies, status
+from sidecar.api import chat, generate, openai, replies, status, transcriptions
 from sidecar.api.middleware import BodyLimit, RequestId
 from sidecar.api.services import Services
 from sidecar.engine.client import EngineClient
@@ -70,7 +70,7 @@ def create_app(
             await asyncio.gather(loading, return_exceptions=True)
 
     app = Starlette(
-        routes=[*generate.ROUTES, *status.ROUTES, *openai.ROUTES],
+        routes=[*generate.ROUTES, *status.ROUTES, *chat.ROUTES, *transcriptions.ROUTES, *openai.ROUTES],
         middleware=[Middleware(RequestId), Middleware(BodyLimit, settings.limits.max_body_bytes)],
         exception_handlers={
             SidecarError: replies.on_sidecar_error,

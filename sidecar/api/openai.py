@@ -1,50 +1,14 @@
-"""vLLM's own OpenAI endpoints, passed through on our port once the request is known to be harmless.
-
-Answers go on byte by byte as they come, streamed or not, with vLLM's status and vLLM's error bodies.
-"""
+"""The rest of vLLM's own OpenAI endpoints, passed through on our port: completions and the list of models."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
-from collections.abc import Callable
-from typing import Any
-
-import httpx
-from starlette.datastructures import UploadFile
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from sidecar.api.hang_up import quiet_when_hung_up, unless_hung_up
-from sidecar.api.services import Services
-from sidecar.audio.decode import decode_recording, to_mono16k, wav16k_bytes
-from sidecar.chat_requests import ChatReader, read_completion
-from sidecar.engine.http import engine_error
-from sidecar.errors import BadRequest, EngineFailed, NotFound
-
-log = logging.getLogger(__name__)
-
-#: Headers that belong to one connection, and those that our own server writes.
-NOT_PASSED_ON = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "date",
-        "server",
-        "x-request-id",
-    }
-)
-#: Form fields of a transcription that reach past the model's own prompt.
-REFUSED_FORM_FIELDS = frozenset({"vllm_xargs"})
+from sidecar.api.hang_up import quiet_when_hung_up
+from sidecar.api.relay import relay, relay_json
+from sidecar.chat_requests import read_completion
 
 
 @quiet_when_hung_up
@@ -53,123 +17,11 @@ async def models(request: Request) -> Response:
 
 
 @quiet_when_hung_up
-async def chat_completions(request: Request) -> Response:
-    services: Services = request.app.state.services
-    limits = services.settings.limits
-    reader = ChatReader(
-        require_plain=services.text.require_plain,
-        reencode=reencoder(limits.max_recording_seconds),
-        max_text_characters=limits.max_text_characters,
-    )
-    return await relay_json(request, await asyncio.to_thread(reader.read, await request.body()))
-
-
-@quiet_when_hung_up
 async def completions(request: Request) -> Response:
     return await relay_json(request, read_completion(await request.body()))
 
 
-@quiet_when_hung_up
-async def transcriptions(request: Request) -> Response:
-    """`POST /v1/audio/transcriptions` and `/v1/audio/translations`: a form with a recording in `file`."""
-    services: Services = request.app.state.services
-    reencode = reencoder(services.settings.limits.max_recording_seconds)
-    async with request.form() as form:
-        recording = form.get("file")
-        if not isinstance(recording, UploadFile):
-            raise BadRequest("file must be a recording, sent as multipart/form-data", param="file")
-        fields = [(name, value) for name, value in form.multi_items() if name != "file"]
-        texts = [(name, form_text(name, value)) for name, value in fields]
-        for name, text in texts:
-            services.text.require_plain(text, name)
-        wav = await asyncio.to_thread(reencode, await recording.read())
-    grouped = {name: [text for other, text in texts if other == name] for name, _ in texts}
-    return await relay(request, {"data": grouped, "files": {"file": ("recording.wav", wav, "audio/wav")}})
-
-
 ROUTES = [
     Route("/v1/models", models, methods=["GET"]),
-    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
-    Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
-    Route("/v1/audio/translations", transcriptions, methods=["POST"]),
 ]
-
-
-def form_text(name: str, value: str | UploadFile) -> str:
-    if not isinstance(value, str):
-        raise BadRequest(f"{name} is a file; only file may be one", param=name)
-    if name in REFUSED_FORM_FIELDS:
-        raise BadRequest(f"{name} is not accepted by this server; remove it", param=name, code="field_not_accepted")
-    return value
-
-
-def reencoder(max_seconds: float) -> Callable[[bytes], bytes]:
-    """Uploaded bytes -> the wav that the engine gets; raises for what cannot be used."""
-
-    def reencode(recording: bytes) -> bytes:
-        return wav16k_bytes(to_mono16k(decode_recording(recording, max_seconds=max_seconds)))
-
-    return reencode
-
-
-async def relay_json(request: Request, body: dict[str, Any]) -> Response:
-    return await relay(request, {"content": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}})
-
-
-async def relay(request: Request, content: dict[str, Any]) -> Response:
-    """Ask the engine the same path with this content; its answer begins when its headers are there.
-
-    The client's own headers stay here, so its credentials do too: the engine has a key of its own.
-
-    Raises:
-        NotReady, EngineFailed: the engine is not there, or gave no answer.
-        NotFound: it has no such path, as without a task that the model lacks.
-        ClientDisconnect: the client did not wait for it.
-    """
-    services: Services = request.app.state.services
-    http = services.engine_http
-    headers = {
-        "Accept-Encoding": "identity",
-        "X-Request-Id": request.state.request_id,
-        **content.pop("headers", {}),
-    }
-    upstream = http.build_request(request.method, request.url.path, headers=headers, **content)
-    try:
-        answer = await unless_hung_up(request.receive, http.send(upstream, stream=True))
-    except httpx.HTTPError as error:
-        raise engine_error(error) from error
-    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        await answer.aclose()
-        raise EngineFailed("the language model refuses this server's own key; restart both with the same one")
-    if answer.status_code == httpx.codes.NOT_FOUND and b'"error"' not in await answer.aread():
-        raise NotFound(f"the language model's server has no {request.url.path}: this model does not offer it")
-    return Relayed(answer)
-
-
-class Relayed(Response):
-    """An answer of the engine on its way to the client; whoever ends it first, the other side is closed."""
-
-    def __init__(self, answer: httpx.Response) -> None:
-        self.answer = answer
-        self.status_code = answer.status_code
-        self.background = None
-        headers = {name: value for name, value in answer.headers.items() if name not in NOT_PASSED_ON}
-        self.init_headers(headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await unless_hung_up(receive, self._pass_on(send))
-        except ClientDisconnect:
-            log.info("the client hung up on %s", scope["path"])
-        except httpx.HTTPError as error:
-            # the status has gone out: a body without its end is all that can still be said
-            log.error("the engine broke off its answer to %s: %s", scope["path"], type(error).__name__)
-        finally:
-            await self.answer.aclose()
-
-    async def _pass_on(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for piece in self.answer.aiter_bytes():
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import av
@@ -16,7 +16,7 @@ from sidecar.audio.resample import resample
 from sidecar.errors import UnsupportedMedia, UnusableAudio
 from sidecar.timebase import INPUT_RATE_HZ
 
-__all__ = ["Recording", "decode_recording", "resample", "to_mono16k", "wav16k_bytes"]
+__all__ = ["Recording", "decode_recording", "reencoder", "resample", "to_mono16k", "wav16k_bytes"]
 
 #: Decoded numbers, all channels together (256 MiB as float32). A few kilobytes of FLAC or Opus can hold hours of
 #: silence in 255 channels; nothing that people record comes near.
@@ -159,3 +159,12 @@ def _ffmpeg_blocks(data: bytes, container: str) -> Iterator[tuple[NDArray[np.flo
         for frame in file.decode(audio=0):
             for part in to_float.resample(frame):
                 yield part.to_ndarray(), part.sample_rate
+
+
+def reencoder(max_seconds: float) -> Callable[[bytes], bytes]:
+    """Uploaded bytes -> the wav that the engine gets; raises for what cannot be used."""
+
+    def reencode(recording: bytes) -> bytes:
+        return wav16k_bytes(to_mono16k(decode_recording(recording, max_seconds=max_seconds)))
+
+    return reencode

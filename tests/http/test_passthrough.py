@@ -25,7 +25,7 @@ from stub_engine import DONE, RawAnswer, StubEngine, ids, opening, serving_app, 
 from vllm_metrics import until_running
 from vllm_server import VllmServer
 
-from sidecar.api.openai import ROUTES
+from sidecar.api import chat, openai, transcriptions
 from sidecar.chat_requests import ChatReader, read_completion
 from sidecar.engine.http import open_engine_http
 from sidecar.engine.text import TextTokenizer
@@ -34,6 +34,7 @@ from sidecar.settings import LimitSettings
 
 LLM = DATA / "llm"
 TEXT = TextTokenizer.from_folder(LLM / "checkpoint")
+ROUTES = [*chat.ROUTES, *transcriptions.ROUTES, *openai.ROUTES]
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -239,7 +240,9 @@ def front(engine_url: str, **limits: Any) -> Iterator[str]:
         assert isinstance(error, SidecarError)
         return JSONResponse({"error": {"message": error.message, "code": error.code}}, error.status)
 
-    app = Starlette(routes=ROUTES, exception_handlers={SidecarError: refuse})
+    app = Starlette(
+        routes=[*chat.ROUTES, *transcriptions.ROUTES, *openai.ROUTES], exception_handlers={SidecarError: refuse}
+    )
     app.state.services = SimpleNamespace(
         settings=SimpleNamespace(limits=LimitSettings(**limits)),
         engine_http=open_engine_http(url=engine_url, key="ours"),
