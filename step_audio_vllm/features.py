@@ -6,6 +6,7 @@ encoder gives rows would take down the whole server, not one request.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -17,6 +18,8 @@ CHUNK_SAMPLES = 25 * SAMPLE_RATE_HZ
 #: What one placeholder stands for.
 PLACEHOLDER_SAMPLES = SAMPLE_RATE_HZ * 2 // 25
 MEL_BINS = 128
+#: `<audio_start>` and `<audio_end>` around the placeholders of each chunk.
+BLOCK_MARKERS = 2
 
 _FFT_SAMPLES = 400
 _HOP_SAMPLES = 160
@@ -48,6 +51,11 @@ def placeholders(frames: int) -> int:
     return (frames + 3) // 8
 
 
+def block_tokens(samples: int) -> int:
+    """Prompt tokens of a recording at 16 kHz: placeholders and markers of all its chunks."""
+    return sum(placeholders(mel_frames(chunk)) + BLOCK_MARKERS for chunk in chunk_lengths(samples))
+
+
 def clip_features(waveform: Tensor) -> tuple[Tensor, list[int]]:
     """All chunks of a recording.
 
@@ -63,11 +71,11 @@ def clip_features(waveform: Tensor) -> tuple[Tensor, list[int]]:
     """
     if waveform.ndim != 1 or waveform.numel() == 0:
         raise ValueError(f"a recording must be one channel with at least one sample; got {tuple(waveform.shape)}")
-    if not torch.isfinite(waveform).all():
+    if not _all_finite(waveform):
         raise NotFinite("the recording has samples that are not finite; check how it was made")
-    mels = [log_mel(chunk).T for chunk in torch.split(waveform.float(), CHUNK_SAMPLES)]
+    mels = [log_mel(chunk) for chunk in torch.split(waveform.float(), CHUNK_SAMPLES)]
     features = torch.cat(mels)  # (T, M)
-    if not torch.isfinite(features).all():
+    if not _all_finite(features):
         raise NotFinite("the recording is too loud: its spectrum is not finite; scale its samples to -1 … 1")
     frames = [len(mel) for mel in mels]
     expected = [mel_frames(samples) for samples in chunk_lengths(len(waveform))]
@@ -82,14 +90,27 @@ def log_mel(waveform: Tensor) -> Tensor:
         waveform: (S,) float32 at 16 kHz, at least one sample.
 
     Returns:
-        (M, T) float32, T = mel_frames(S); -1.5 everywhere for silence.
+        (T, M) float32, T = mel_frames(S); -1.5 everywhere for silence.
     """
     padded = F.pad(waveform, (0, _RIGHT_PADDING_SAMPLES))
-    window = torch.hann_window(_FFT_SAMPLES, dtype=torch.float32)
-    spectrum = torch.stft(padded, _FFT_SAMPLES, _HOP_SAMPLES, window=window, return_complex=True)
-    power = spectrum[:, :-1].abs().square()  # (F, T)
-    log = (mel_filters() @ power).clamp(min=1e-10).log10()  # (M, T)
+    half = _FFT_SAMPLES // 2
+    centred = F.pad(padded[None], (half, half), mode="reflect")[0]
+    # a row for each frame all the way: twice as fast as torch.stft, whose bins by frames are read across
+    frames = centred.unfold(0, _FFT_SAMPLES, _HOP_SAMPLES)[:-1] * _window()
+    spectrum = torch.fft.rfft(frames)  # (T, F)
+    power = spectrum.real.square() + spectrum.imag.square()
+    log = (power @ mel_filters().T).clamp(min=1e-10).log10()  # (T, M)
     return (torch.maximum(log, log.max() - _DYNAMIC_RANGE) + 4.0) / 4.0
+
+
+def _all_finite(values: Tensor) -> bool:
+    """NaN and infinity both show in the extremes: one pass, where asking every value takes four."""
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(values))
+
+
+@cache
+def _window() -> Tensor:
+    return torch.hann_window(_FFT_SAMPLES, dtype=torch.float32)
 
 
 @cache

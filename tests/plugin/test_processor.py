@@ -1,16 +1,21 @@
-"""How much room the processor asks vLLM to keep for a recording."""
+"""What the processor tells vLLM of a recording's length, and what the model makes of items without sound."""
 
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
+
+from step_audio_vllm.config import StepAudio2EncoderConfig
+from step_audio_vllm.encoder import Adapter, AudioEncoder, embed_chunks
+from step_audio_vllm.features import PLACEHOLDER_SAMPLES, block_tokens
 
 pytestmark = pytest.mark.vllm
 
 
 @pytest.mark.parametrize("seq_len", [3, 100, 256, 314, 315, 316, 317, 318, 2048, 4096])
 def test_room_is_kept_for_every_clip_that_fits_into_a_prompt(seq_len: int) -> None:
-    from step_audio_vllm.features import PLACEHOLDER_SAMPLES  # noqa: PLC0415
-    from step_audio_vllm.processor import StepAudio2ProcessingInfo, block_tokens  # noqa: PLC0415 - brings vLLM
+    from step_audio_vllm.processing_info import StepAudio2ProcessingInfo  # noqa: PLC0415 - brings vLLM
 
     info = object.__new__(StepAudio2ProcessingInfo)
     longest = info.longest_clip_samples(seq_len)
@@ -20,6 +25,30 @@ def test_room_is_kept_for_every_clip_that_fits_into_a_prompt(seq_len: int) -> No
 
 
 def test_no_more_room_is_kept_than_for_ten_minutes() -> None:
-    from step_audio_vllm.processor import StepAudio2ProcessingInfo  # noqa: PLC0415 - brings vLLM
+    from step_audio_vllm.processing_info import StepAudio2ProcessingInfo  # noqa: PLC0415 - brings vLLM
 
     assert object.__new__(StepAudio2ProcessingInfo).longest_clip_samples(16384) == 600 * 16000
+
+
+@pytest.mark.parametrize("num_chunks", [[0], [0, 2, 0, 1], [1, 0, 0, 2]])
+def test_items_without_sound_give_no_rows_and_shift_no_others(num_chunks: list[int]) -> None:
+    from step_audio_vllm.model import StepAudio2ForCausalLM  # noqa: PLC0415 - brings vLLM
+
+    config = StepAudio2EncoderConfig(n_audio_ctx=64, n_audio_state=24, n_audio_head=3, n_audio_layer=1, llm_dim=40)
+    model = object.__new__(StepAudio2ForCausalLM)  # with no language model, which these rows never meet
+    nn.Module.__init__(model)
+    model.encoder, model.adapter = AudioEncoder(config).bfloat16(), Adapter(config).bfloat16()
+    mels = [torch.randn(frames, config.n_mels) for frames in (100, 3, 40)][: sum(num_chunks)]
+    with torch.inference_mode():
+        rows = embed_chunks(model.encoder, model.adapter, mels)
+        items = model.embed_multimodal(
+            input_features=torch.cat([*mels, torch.empty(0, config.n_mels)]),
+            chunk_frames=torch.tensor([len(mel) for mel in mels], dtype=torch.long),
+            num_chunks=torch.tensor(num_chunks),
+        )
+    assert [item.dtype for item in items] == [torch.bfloat16] * len(num_chunks)
+    left = iter(rows)
+    for item, count in zip(items, num_chunks, strict=True):
+        expected = [next(left) for _ in range(count)]
+        assert item.shape == (sum(map(len, expected)), config.llm_dim)
+        assert torch.equal(item, torch.cat([item[:0], *expected]))

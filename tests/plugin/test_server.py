@@ -76,7 +76,15 @@ def test_a_recording_that_is_not_finite_is_refused_and_harms_no_later_request(
 
 @pytest.mark.parametrize(
     ("rate_hz", "channels", "seconds", "placeholders"),
-    [(16000, 1, 1.0, 13), (44100, 2, 1.0, 13), (8000, 1, 2.0, 25), (16000, 1, 60.0, 751), (16000, 1, 0.01, 0)],
+    [
+        (16000, 1, 1.0, 13),
+        (44100, 2, 1.0, 13),
+        (8000, 1, 2.0, 25),
+        (16000, 1, 60.0, 751),
+        (16000, 1, 1 / 16000, 0),
+        (16000, 1, 320 / 16000, 0),
+        (16000, 1, 321 / 16000, 1),
+    ],
 )
 def test_any_rate_channel_count_and_length_costs_the_counted_placeholders(
     rate_hz: int, channels: int, seconds: float, placeholders: int, golden_server: VllmServer
@@ -88,6 +96,31 @@ def test_any_rate_channel_count_and_length_costs_the_counted_placeholders(
     chunks = -(-round(seconds * 16000) // 400000)
     assert prompt.count(NAMES["<audio_patch>"]) == placeholders
     assert prompt.count(NAMES["<audio_start>"]) == prompt.count(NAMES["<audio_end>"]) == chunks
+
+
+def test_a_long_recording_is_the_same_in_one_item_as_in_items_of_25_seconds(golden_server: VllmServer) -> None:
+    samples = np.random.default_rng(6).normal(0, 0.1, 60 * 16000).astype(np.float32)
+    pieces = [audio_item(float_wav(samples[start : start + 400_000])) for start in range(0, len(samples), 400_000)]
+    whole = golden_server.chat(asking(audio_item(float_wav(samples)), max_tokens=24)).json()
+    in_pieces = golden_server.chat(asking(*pieces, max_tokens=24)).json()
+    assert len(pieces) == 3 and whole["prompt_token_ids"] == in_pieces["prompt_token_ids"]
+    assert whole["choices"][0]["token_ids"] == in_pieces["choices"][0]["token_ids"]
+
+
+def test_a_recording_longer_than_the_context_is_refused_with_the_limit_in_seconds(golden_server: VllmServer) -> None:
+    samples = np.zeros(163 * 16000, dtype=np.float32)
+    answer = golden_server.chat(asking(audio_item(float_wav(samples))))
+    assert answer.status_code == 400, answer.text
+    # 2048 ids: six blocks of 25 s, and 156 placeholders in the seventh
+    assert "one item may have 162.5 s" in answer.json()["error"]["message"]
+
+
+def test_a_recording_longer_than_vllm_decodes_is_refused_with_the_limit_in_seconds(golden_server: VllmServer) -> None:
+    sink = io.BytesIO()
+    soundfile.write(sink, np.zeros(601 * 8000, dtype=np.int16), 8000, format="WAV", subtype="PCM_16")
+    answer = golden_server.chat(asking(audio_item(sink.getvalue())))
+    assert answer.status_code == 400, answer.text
+    assert "600" in answer.json()["error"]["message"]
 
 
 def test_requests_that_arrive_together_answer_as_when_alone(golden_server: VllmServer) -> None:
