@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,23 @@ def register_config(model_type: str, config_class: type) -> None:
     _CONFIG_REGISTRY[model_type] = config_class
 
 
-def register_chat_template(model_type: str, template: Path) -> None:
-    """Name the template that vLLM falls back to when the model folder brings none. Quiet when called again."""
+def register_chat_template(model_type: str, template_of: Callable[[str], Path]) -> None:
+    """Say which template vLLM falls back to when the model folder brings none. Quiet when called again.
+
+    Args:
+        template_of: the tokenizer's folder or hub id -> the template.
+    """
     from vllm.transformers_utils.chat_templates import registry  # noqa: PLC0415
 
-    if registry.get_chat_template_fallback_path(model_type, "") != template:
-        registry.register_chat_template_fallback_path(model_type, template)
+    if registry.get_chat_template_fallback_path(model_type, "") != template_of(""):
+        registry.register_chat_template_fallback_path(model_type, template_of)
+
+
+def delta_message(**fields: Any) -> Any:
+    """A portion of a streamed reply, of vLLM's class. That moved in 0.29; the tool parsers' base knows it in all."""
+    from vllm.tool_parsers.abstract_tool_parser import DeltaMessage  # noqa: PLC0415
+
+    return DeltaMessage(**fields)
 
 
 def processed(features: Any, prompt: Any, tokenizer: Any, keywords: Mapping[str, Any]) -> Any:

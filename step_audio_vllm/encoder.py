@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from step_audio_vllm.config import StepAudio2EncoderConfig
 from step_audio_vllm.features import placeholders
 
-#: Log-mel frames, padding included, that go through the encoder together: 8 full chunks. Bounds its activations
-#: to a few hundred MiB at full size, however many recordings are scheduled at once.
+#: Log-mel frames that go through the encoder together: 8 full chunks. Bounds its activations to a few hundred MiB at
+#: full size, however many recordings are scheduled at once.
 MAX_BATCH_FRAMES = 8 * 2502
 
 _ADAPTER_WIDTH = 2048  # a constant of the architecture, not in the config
@@ -35,12 +35,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, visible: int, mask: Tensor | None) -> Tensor:
         """x (B, T, C); keys 0 … visible-1 can be seen, of them those that `mask` (B, 1, 1, visible) marks True."""
-        seen = x[:, :visible]
         q, k, v = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
-            for projected in (self.query(x), self.key(seen), self.value(seen))
+            for projected in (self.query(x), self.key(x), self.value(x))
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        # cut here: a cut in front of the projections would have them copy x
+        mixed = F.scaled_dot_product_attention(q, k[:, :, :visible], v[:, :, :visible], attn_mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -88,7 +88,8 @@ class AudioEncoder(nn.Module):
         if not equal:
             # conv1 smears the chunk's end into the padding, where alone there would be zeros
             x = x * _before(lengths, x.shape[-1])[:, None].to(x.dtype)
-        x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, ceil(T/2), C)
+        # contiguous: sums keep the layout of their first term, so every layer would add and copy across it
+        x = F.gelu(self.conv2(x)).transpose(1, 2).contiguous()  # (B, ceil(T/2), C)
         x = x + self.positional_embedding.weight[: x.shape[1]]
         # the last frame of a chunk sees nothing but the appended silence; it asks, but is not seen
         visible = (max(frames) - 1) // 2
@@ -141,10 +142,16 @@ def embed_chunks(
 
 
 def like_lengths(frames: Sequence[int], max_batch_frames: int) -> list[list[int]]:
-    """Indices in batches, longest first, of at most that many frames with padding; never an empty batch."""
+    """Indices in batches, longest first, of at most that many frames with padding; never an empty batch.
+
+    A batch of unequal lengths gets half of them. On an H100 half of MAX_BATCH_FRAMES keeps the GPU busy, and what more
+    would come in is padding, and attention under a mask, which takes three times as long as without.
+    """
     batches: list[list[int]] = []
     for index in sorted(range(len(frames)), key=lambda i: -frames[i]):
-        if batches and (len(batches[-1]) + 1) * frames[batches[-1][0]] <= max_batch_frames:
+        longest = frames[batches[-1][0]] if batches else 0
+        limit = max_batch_frames if frames[index] == longest else max_batch_frames // 2
+        if batches and (len(batches[-1]) + 1) * longest <= limit:
             batches[-1].append(index)
         else:
             batches.append([index])

@@ -6,16 +6,19 @@ The bases and `supports_*` flags stay in this file: vLLM remembers what a model 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, SpeechToTextConfig, SpeechToTextParams, VllmConfig
+from vllm.inputs import TokensPrompt
 from vllm.model_executor.models.interfaces import (
     MultiModalEmbeddings,
     SupportsLoRA,
     SupportsMultiModal,
     SupportsPP,
+    SupportsTranscription,
 )
 from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.utils import (
@@ -26,13 +29,13 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.sequence import IntermediateTensors
+from vllm.tokenizers import cached_tokenizer_from_config
 
+from step_audio_vllm import features, transcription
 from step_audio_vllm.encoder import Adapter, AudioEncoder, embed_chunks
-from step_audio_vllm.processor import (
-    StepAudio2DummyInputsBuilder,
-    StepAudio2MultiModalProcessor,
-    StepAudio2ProcessingInfo,
-)
+from step_audio_vllm.processing_info import StepAudio2DummyInputsBuilder, StepAudio2ProcessingInfo
+from step_audio_vllm.processor import StepAudio2MultiModalProcessor
+from step_audio_vllm.reply_text import ReplyText, reply_text
 from step_audio_vllm.vocabulary import AUDIO_PATCH
 
 
@@ -41,8 +44,10 @@ from step_audio_vllm.vocabulary import AUDIO_PATCH
     info=StepAudio2ProcessingInfo,
     dummy_inputs=StepAudio2DummyInputsBuilder,
 )
-class StepAudio2ForCausalLM(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA):
+class StepAudio2ForCausalLM(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA, SupportsTranscription):
     """The model class that `architectures` in config.json names."""
+
+    supported_languages = transcription.LANGUAGES
 
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
@@ -75,19 +80,56 @@ class StepAudio2ForCausalLM(nn.Module, SupportsMultiModal, SupportsPP, SupportsL
             return AUDIO_PATCH
         raise ValueError(f"this model takes audio; got {modality!r}")
 
+    @classmethod
+    def get_speech_to_text_config(cls, model_config: ModelConfig, task_type: str) -> SpeechToTextConfig:  # noqa: ARG003
+        return SpeechToTextConfig(
+            sample_rate=features.SAMPLE_RATE_HZ,
+            max_audio_clip_s=transcription.CLIP_SECONDS,
+            overlap_chunk_second=transcription.LOOK_BACK_SECONDS,
+        )
+
+    @classmethod
+    def get_generation_prompt(cls, stt_params: SpeechToTextParams) -> TokensPrompt:
+        """The prompt of one clip of `/v1/audio/transcriptions` or `/v1/audio/translations`.
+
+        Raises:
+            ValueError: the request asks for what this model does not do; vLLM answers it with 400.
+        """
+        model = stt_params.model_config
+        tokenizer = cached_tokenizer_from_config(model)
+        given = {"prompt": stt_params.request_prompt, "hotwords": stt_params.hotwords or ""}
+        for field, text in given.items():
+            transcription.require_plain(tokenizer, text, field)
+        system = transcription.instruction(
+            translate=stt_params.task_type == "translate", to_language=stt_params.to_language, **given
+        )
+        return TokensPrompt(
+            prompt_token_ids=transcription.prompt_ids(tokenizer, system, model=model.model),
+            multi_modal_data={"audio": (stt_params.audio, features.SAMPLE_RATE_HZ)},
+        )
+
+    @classmethod
+    def post_process_output(cls, text: str) -> str:
+        return reply_text(text)
+
+    @classmethod
+    def get_streaming_post_processor_cls(cls) -> type[ReplyText]:
+        return ReplyText
+
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(
             language_model="language_model", connector="adapter", tower_model="encoder"
         )
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
-        """One (placeholders, hidden) tensor for each recording, in order; 0 rows for one of up to 20 ms."""
+        """One (placeholders, hidden) tensor for each item, in order; 0 rows for up to 20 ms and for a spoken turn."""
         if kwargs.get("input_features") is None:
             return []
         chunks = kwargs["input_features"].split(kwargs["chunk_frames"].flatten().tolist())  # (T, M) each
         rows = embed_chunks(self.encoder, self.adapter, chunks)
         parts = iter(rows)
-        return [torch.cat([next(parts) for _ in range(count)]) for count in kwargs["num_chunks"].flatten().tolist()]
+        none = self.adapter.linear2.weight.new_empty(0, self.adapter.linear2.out_features)
+        return [torch.cat([none, *islice(parts, count)]) for count in kwargs["num_chunks"].flatten().tolist()]
 
     def forward(
         self,

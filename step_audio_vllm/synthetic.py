@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from step_audio_vllm.synthetic_safetensors import bfloat16_file
-from step_audio_vllm.synthetic_script import Script, all_pieces, write_script
+from step_audio_vllm.synthetic_script import THOUGHT_OPENINGS, Script, all_pieces, write_script
 from step_audio_vllm.synthetic_tokenizer import token_ids, tokenizer_config, tokenizer_json, vocabulary_name
 from step_audio_vllm.synthetic_weights import ModelSize, model_tensors
 from step_audio_vllm.vocabulary import END_OF_TEXT
@@ -23,7 +23,7 @@ from step_audio_vllm.vocabulary import END_OF_TEXT
 logger = logging.getLogger(__name__)
 
 #: Raise it with every change to what is written: folders of another version are written anew.
-VERSION = 1
+VERSION = 2
 
 #: Says what a synthetic folder is, and whether it was written to its end.
 MARKER = "synthetic.json"
@@ -120,7 +120,7 @@ def checkpoint_files(size: ModelSize, *, seed: int, with_weights: bool) -> dict[
 
 def script() -> Script:
     """What the model says, in the names of its tokenizer."""
-    return write_script({piece: vocabulary_name(piece) for piece in all_pieces()})
+    return write_script({piece: vocabulary_name(piece) for piece in (*all_pieces(), *THOUGHT_OPENINGS)})
 
 
 def write_checkpoint(folder: Path, size: str, *, seed: int = 0) -> bool:

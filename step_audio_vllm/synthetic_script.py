@@ -98,6 +98,23 @@ WRITTEN_WORDS: tuple[bytes, ...] = tuple(
     )
 )
 
+#: Said first where the prompt's last token opens a thought. The closing tag is cut as no tokenizer would cut it.
+THOUGHT_WORDS: tuple[bytes, ...] = tuple(
+    words.encode()
+    for words in (
+        "I can |I could ",
+        "not think, so |not reason, so ",
+        "I repeat |I recite ",
+        "my sentence.|what I know.",
+        "</t",
+        "hink",
+        ">\n\n",
+    )
+)
+
+#: The last token of a prompt that ends with `<think>` or with `<think>` and a newline.
+THOUGHT_OPENINGS = (b">", b">\n")
+
 
 @dataclass(frozen=True)
 class Script:
@@ -119,14 +136,15 @@ def pieces(words: tuple[bytes, ...]) -> list[tuple[bytes, ...]]:
 
 def all_pieces() -> list[bytes]:
     """Every piece of text that the script needs as one token, in order."""
-    return [piece for choices in pieces(SPOKEN_WORDS + REFRAIN + WRITTEN_WORDS) for piece in choices]
+    words = SPOKEN_WORDS + REFRAIN + WRITTEN_WORDS + THOUGHT_WORDS
+    return [piece for choices in pieces(words) for piece in choices]
 
 
 def write_script(name_of: dict[bytes, str]) -> Script:
     """The script in the names of a tokenizer.
 
     Args:
-        name_of: each of `all_pieces()` -> its name in the tokenizer's vocabulary.
+        name_of: each of `all_pieces()` and `THOUGHT_OPENINGS` -> its name in the tokenizer's vocabulary.
     """
     chain = _spoken_places(name_of)
     leads_to = {token: place + 1 for place, tokens in enumerate(chain) for token in tokens}
@@ -139,7 +157,12 @@ def write_script(name_of: dict[bytes, str]) -> Script:
     for place, tokens in enumerate(written, start=text_start):
         leads_to |= dict.fromkeys(tokens, place + 1)
     leads_to |= dict.fromkeys(written[-1], end)
-    places = (*chain, (END_OF_TURN,), *written)
+    thought_start = text_start + len(written)
+    thought = [_names(choices, name_of) for choices in pieces(THOUGHT_WORDS)]
+    for place, tokens in enumerate([_names(THOUGHT_OPENINGS, name_of), *thought], start=thought_start):
+        leads_to |= dict.fromkeys(tokens, place)
+    leads_to |= dict.fromkeys(thought[-1], text_start)
+    places = (*chain, (END_OF_TURN,), *written, *thought)
     return Script(places, leads_to, text_start, {TTS_PAD: END_RELUCTANCE})
 
 

@@ -71,6 +71,8 @@ _STEP_SPECIAL = (
 )
 
 MERGES = 384
+#: As in the real vocabulary: `<think>` and a newline do not end with the token that ends `assistant` and a newline.
+CLOSED_LINE = (b">", b"\n")
 
 #: What the merges are learnt from: enough for common words and a few Chinese characters to be single tokens.
 TRAINING_TEXT = """
@@ -134,7 +136,8 @@ def tokenizer_json(pieces: list[bytes]) -> dict[str, Any]:
         pieces: text that must be one token each. They are in the vocabulary and no merge leads to them: the model can
             write them, and no text is tokenized to them.
     """
-    merges = learn_merges(TRAINING_TEXT, MERGES)
+    bracket, newline = map(vocabulary_name, CLOSED_LINE)
+    merges = [*learn_merges(TRAINING_TEXT, MERGES), (bracket, newline)]
     names = [*sorted(byte_alphabet().values()), *("".join(pair) for pair in merges), *map(vocabulary_name, pieces)]
     vocabulary = {name: token_id for token_id, name in enumerate(names)}
     assert len(vocabulary) == len(names), "a piece of the script is no token of its own: reword it"

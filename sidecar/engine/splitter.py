@@ -1,7 +1,7 @@
-"""Token ids -> spoken text, speech codes, content text and the end: a pure state machine.
+"""Token ids -> spoken text, speech codes, content text, tool calls and the end: a pure state machine.
 
 Step-Audio 2 writes one stream in which text tokens and speech tokens take turns. This reads it by id alone, never by
-the rhythm, so any grouping of the same ids gives the same three results.
+the rhythm, so any grouping of the same ids gives the same results.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from step_audio_vllm.tool_calls import ToolCallDelta, ToolCallReader
 from step_audio_vllm.vocabulary import Vocabulary
 
 
@@ -19,8 +20,9 @@ class Split:
 
     spoken_text: str = ""  # what the voice says, a transcript
     speech_codes: list[int] = field(default_factory=list)  # 0 ... 6560, in order, 25 a second
-    content_text: str = ""  # the written reply: text outside speech sections, tool calls included
+    content_text: str = ""  # the written reply: text outside speech sections; calls too unless they are looked for
     ended: bool = False  # a stop token has come; whatever follows is ignored
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)  # pieces of calls, taken out of the content
 
 
 class Utf8Text:
@@ -50,6 +52,7 @@ class Splitter:
         decode_token: the bytes a text token stands for; an added token stands for its name.
         in_speech: the prompt ended with `<tts_start>`, so the reply begins inside a speech section.
         stop_ids: ids that end the reply; the vocabulary's own where not given.
+        tool_calls: finds calls in the content; without it they stay text.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Splitter:
         *,
         in_speech: bool,
         stop_ids: Iterable[int] | None = None,
+        tool_calls: ToolCallReader | None = None,
     ) -> None:
         self._vocabulary = vocabulary
         self._decode_token = decode_token
@@ -66,6 +70,7 @@ class Splitter:
         self._in_speech = in_speech
         self._spoken = Utf8Text()
         self._content = Utf8Text()
+        self._tool_calls = tool_calls
         self._ended = False
 
     def feed(self, token_ids: Iterable[int]) -> Split:
@@ -92,15 +97,25 @@ class Splitter:
                 spoken.append(self._spoken.feed(self._decode_token(token_id)))
             else:
                 content.append(self._content.feed(self._decode_token(token_id)))
-        return Split("".join(spoken), codes, "".join(content), self._ended)
+        return self._split(spoken, codes, content)
 
     def finish(self) -> Split:
-        """The stream is over: a character that was left unfinished comes out as U+FFFD."""
+        """The stream is over: what was held back comes out, a character that was left unfinished as U+FFFD."""
         spoken: list[str] = []
         content: list[str] = []
         self._ended = True
         self._close(spoken, content)
-        return Split("".join(spoken), [], "".join(content), ended=True)
+        return self._split(spoken, [], content)
+
+    def _split(self, spoken: list[str], codes: list[int], content: list[str]) -> Split:
+        text = "".join(content)
+        calls: list[ToolCallDelta] = []
+        if self._tool_calls is not None:
+            text, calls = self._tool_calls.feed(text)
+            if self._ended:
+                rest, more = self._tool_calls.finish()
+                text, calls = text + rest, calls + more
+        return Split("".join(spoken), codes, text, self._ended, calls)
 
     def _close(self, spoken: list[str], content: list[str]) -> None:
         """No character reaches over a section's border or the end."""

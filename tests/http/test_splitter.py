@@ -1,4 +1,4 @@
-"""Token ids -> spoken text, speech codes, written text. Recorded cases are from the golden folder ta4."""
+"""Token ids -> spoken text, speech codes, written text, calls. Recorded cases are from the golden folder ta4."""
 
 from __future__ import annotations
 
@@ -15,13 +15,33 @@ from hypothesis import strategies as st
 from sidecar.engine.interleave import interleave
 from sidecar.engine.splitter import Splitter
 from sidecar.engine.text import TextTokenizer
+from step_audio_vllm.tool_calls import ToolCallReader
 
 TEXT = TextTokenizer.from_folder(DATA / "llm/checkpoint")
 WORDS = TEXT.vocabulary
 
 
-def splitter(in_speech: bool = True) -> Splitter:
-    return Splitter(WORDS, TEXT.token_bytes, in_speech=in_speech)
+OFFERED = {"get_weather"}
+CALL = '<tool_call>function\nget_weather\n{"city": "上海", "note": "龘"}</tool_call>'
+
+
+def splitter(in_speech: bool = True, tool_calls: ToolCallReader | None = None) -> Splitter:
+    return Splitter(WORDS, TEXT.token_bytes, in_speech=in_speech, tool_calls=tool_calls)
+
+
+def portions(ids: list[int], cuts: list[int]) -> list[list[int]]:
+    borders = [0, *sorted(cut for cut in cuts if cut < len(ids)), len(ids)]
+    return [ids[start:end] for start, end in pairwise(borders)]
+
+
+def totals_with_calls(ours: Splitter, parts: list[list[int]]) -> tuple[str, list[int], str, list[list[str]]]:
+    splits = [*(ours.feed(part) for part in parts), ours.finish()]
+    return (
+        "".join(split.spoken_text for split in splits),
+        [code for split in splits for code in split.speech_codes],
+        "".join(split.content_text for split in splits),
+        compare_ta4.joined(piece for split in splits for piece in split.tool_calls),
+    )
 
 
 def speech(*codes: int) -> list[int]:
@@ -104,6 +124,59 @@ def test_any_cutting_of_the_same_ids_gives_the_same_three_results(
     whole = compare_ta4.split_in_chunks(splitter(in_speech), ids, [len(ids)])
     assert compare_ta4.totals(cut) == compare_ta4.totals(whole) == compare_ta4.totals(one_by_one)
     assert [delta[1] for delta in whole] == [compare_ta4.totals(cut)[1]]
+
+
+PIECES = st.lists(
+    st.one_of(
+        st.sampled_from([CALL, CALL[:30], CALL[30:], "<tool_call>", "</tool_call>", "<tool", "龘😀", " a"]).map(
+            TEXT.encode
+        ),
+        st.sampled_from([WORDS.tts_start, WORDS.tts_end, WORDS.tts_pad, WORDS.audio_patch]).map(lambda name: [name]),
+        st.lists(st.integers(0, 6561), max_size=5).map(lambda codes: speech(*codes)),
+        st.sampled_from(sorted(WORDS.stop_ids)).map(lambda stop: [stop]),
+        st.lists(st.integers(0, 255), max_size=2),  # parts of characters
+    ),
+    max_size=12,
+).map(lambda lists: [token_id for ids in lists for token_id in ids])
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=PIECES, cuts=st.lists(st.integers(0, 400)), in_speech=st.booleans())
+def test_with_calls_too_any_cutting_gives_the_same_four_results(
+    ids: list[int], cuts: list[int], in_speech: bool
+) -> None:
+    in_one = totals_with_calls(splitter(in_speech, ToolCallReader(OFFERED)), [ids])
+    assert totals_with_calls(splitter(in_speech, ToolCallReader(OFFERED)), portions(ids, cuts)) == in_one
+    assert totals_with_calls(splitter(in_speech, ToolCallReader(OFFERED)), [[one] for one in ids]) == in_one
+    spoken, codes, content, calls = totals_with_calls(splitter(in_speech), [ids])
+    assert (spoken, codes, calls) == (*in_one[:2], [])
+    assert compare_ta4.read_streamed(ToolCallReader(OFFERED), [content]) == in_one[2:]
+
+
+@settings(max_examples=100, deadline=None)
+@given(ids=PIECES)
+def test_no_speech_code_ever_waits_for_text(ids: list[int]) -> None:
+    plain, ours = splitter(), splitter(tool_calls=ToolCallReader(OFFERED))
+    for token_id in ids:
+        assert ours.feed([token_id]).speech_codes == plain.feed([token_id]).speech_codes
+
+
+def test_a_call_after_speech_comes_as_a_call_and_not_as_content() -> None:
+    ids = [*interleave(TEXT.encode("龘 hi"), list(range(17)), WORDS)[1:], *TEXT.encode(CALL), WORDS.end_of_turn]
+    whole = totals_with_calls(splitter(tool_calls=ToolCallReader(OFFERED)), [ids])
+    assert whole == ("龘 hi", list(range(17)), "", [["get_weather", '{"city": "上海", "note": "龘"}']])
+
+
+def test_a_stop_token_ends_the_text_that_a_call_has_held_back() -> None:
+    ours = splitter(in_speech=False, tool_calls=ToolCallReader(OFFERED))
+    assert ours.feed(TEXT.encode(f"{CALL} done")).content_text == ""
+    assert ours.feed([WORDS.end_of_turn]).content_text == " done"
+    assert ours.finish().content_text == ""
+
+
+def test_without_a_reader_a_call_stays_text() -> None:
+    split = splitter(in_speech=False).feed(TEXT.encode(CALL))
+    assert (split.content_text, split.tool_calls) == (CALL, [])
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from step_audio_vllm.config import StepAudio2EncoderConfig
-from step_audio_vllm.encoder import Adapter, AudioEncoder, embed_chunks, like_lengths
+from step_audio_vllm.encoder import MAX_BATCH_FRAMES, Adapter, AudioEncoder, embed_chunks, like_lengths
 from step_audio_vllm.features import placeholders
 
 TINY = StepAudio2EncoderConfig(n_audio_state=32, n_audio_head=2, n_audio_layer=2, llm_dim=16, n_mels=8)
@@ -51,3 +51,15 @@ def test_batches_hold_every_chunk_once_and_stay_under_the_limit(frames: list[int
     assert sorted(index for batch in batches for index in batch) == list(range(len(frames)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(frames[i] for i in batch) <= limit
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from([300, 1000, 1001, 2502]), max_size=30), st.integers(1, 30000))
+def test_a_batch_of_unequal_chunks_holds_half_as_much(frames: list[int], limit: int) -> None:
+    for batch in like_lengths(frames, limit):
+        if len({frames[i] for i in batch}) > 1:
+            assert len(batch) * max(frames[i] for i in batch) <= limit // 2
+
+
+def test_eight_full_chunks_go_together_and_no_chunk_is_padded_beside_them() -> None:
+    assert like_lengths([100, *[2502] * 8], MAX_BATCH_FRAMES) == [[*range(1, 9)], [0]]

@@ -156,7 +156,6 @@ def test_the_spoken_words_say_that_this_is_noise(sampled: Sampled) -> None:
         "Once upon a time",
         "This is noise",
         "hear real answers.",
-        "<think>\n",
         "<|BOT|>assistant\n\n",
         turns("Hi", spoken=True) + "<tts_end>",
         "<audio_start><audio_end>",
@@ -171,6 +170,16 @@ def test_any_other_prompt_is_answered_in_a_few_words(sampled: Sampled, prompt: s
         assert all(token < sampled.vocabulary.first_control_id for token in reply)
         # after <tts_end> the turn is over, everything else gets the whole sentence
         assert prompt.endswith("<tts_end>") or sampled.tokenizer.decode(reply[:-1]).startswith(("I am", "This is"))
+
+
+@pytest.mark.parametrize("opening", ["\n<think>\n", "<think>\n", "<think>"])
+def test_a_prompt_that_opens_a_thought_gets_a_thought_and_then_the_answer(sampled: Sampled, opening: str) -> None:
+    prompt = turns("Hi", spoken=False) + opening
+    for reply in sampled.replies(prompt) + sampled.replies(prompt, rows=4, temperature=1.5, repetition_penalty=1.3):
+        assert reply[-1] == sampled.vocabulary.end_of_turn
+        thought, tag, answer = sampled.tokenizer.decode(reply[:-1]).partition("</think>\n\n")
+        assert tag and "not" in thought
+        assert answer.startswith(("I am", "This is"))
 
 
 def test_no_forbidden_token_comes_near_even_with_strong_knobs(sampled: Sampled) -> None:
