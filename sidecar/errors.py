@@ -59,11 +59,18 @@ class UnsupportedMedia(SidecarError):
 
 
 class UnusableAudio(SidecarError):
-    """Sound that was recognised but cannot be used: empty, too long, not finite."""
+    """Sound that was recognised but cannot be used: empty, damaged, not finite."""
 
     status = 422
     type = "invalid_request_error"
     code = "unusable_audio"
+
+
+class RecordingTooLong(UnusableAudio):
+    """A recording over the limit; the message gives the limit in seconds."""
+
+    status = 400
+    code = "recording_too_long"
 
 
 class EngineFailed(SidecarError):

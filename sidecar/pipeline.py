@@ -13,16 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.audio.decode import decode_recording, to_mono16k, wav16k_bytes
 from sidecar.audio.local_files import LocalFiles
+from sidecar.engine.audio_items import recording_reader
 from sidecar.engine.client import EngineClient, EngineRequest, Sampling
-from sidecar.engine.prompts import (
-    Prompt,
-    answer_recording,
-    count_prompt_tokens,
-    read_aloud,
-    room_for_reply,
-)
+from sidecar.engine.prompts import Prompt, answer_recording, read_aloud, require_room
 from sidecar.engine.splitter import Splitter
 from sidecar.errors import BadRequest, NotReady, SidecarError
 from sidecar.speech import Speech
@@ -131,16 +125,15 @@ class SpeechPipeline:
         """Reads and decodes, so it takes a thread."""
         data = wanted.audio if wanted.audio is not None else self._files.read(wanted.audio_path or "")
         try:
-            recording = decode_recording(data, max_seconds=self.settings.limits.max_recording_seconds)
+            recording = recording_reader(self.settings.limits.max_recording_seconds)(data)
         except SidecarError as error:
             error.param = "audio" if wanted.audio is not None else "audio_path"
             raise
-        mono = to_mono16k(recording)
-        return answer_recording(wav16k_bytes(mono), mono.size, wanted.text.strip(), system)
+        return answer_recording(recording, wanted.text.strip(), system)
 
     def _sampling(self, wanted: SpeechRequest, prompt: Prompt) -> Sampling:
         ours = self.settings.sampling
-        prompt_tokens = count_prompt_tokens(prompt, self.text)
+        room = require_room(prompt, self.text, self.max_model_len)
         seed = next((seed for seed in (wanted.seed, ours.seed) if seed is not None), None)
         temperature = ours.temperature if wanted.temperature is None else wanted.temperature
         return Sampling(
@@ -151,6 +144,6 @@ class SpeechPipeline:
             repetition_penalty=(
                 ours.repetition_penalty if wanted.repetition_penalty is None else wanted.repetition_penalty
             ),
-            max_tokens=room_for_reply(prompt_tokens, self.max_model_len, wanted.max_tokens or ours.max_tokens),
+            max_tokens=min(wanted.max_tokens or ours.max_tokens, room),
             seed=secrets.randbits(DRAWN_SEED_BITS) if seed is None else seed,
         )

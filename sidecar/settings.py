@@ -95,10 +95,19 @@ class StreamSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSettings:
-    """What a single request may bring."""
+    """What a single request may bring.
 
-    max_body_mb: float = field(default=50.0, metadata=flag(float, "megabytes (10^6) a request or a recording may have"))
-    max_recording_seconds: float = field(default=300.0, metadata=flag(float, "seconds a recording may last"))
+    The model's longest context, 16,384 tokens, is full after 1,300 s of sound: as 16-bit 48 kHz stereo they have
+    250 MB, as 16 kHz mono in base64 56 MB. What fits the context in use is checked once a recording has been decoded;
+    these two bound what it takes to get there.
+    """
+
+    max_body_mb: float = field(
+        default=256.0, metadata=flag(float, "megabytes (10^6) a request or a recording may have")
+    )
+    max_recording_seconds: float = field(
+        default=1300.0, metadata=flag(float, "seconds a recording may last, where the context holds so much")
+    )
     max_text_characters: int = field(default=4096, metadata=flag(int, "characters a text or a system prompt may have"))
     allowed_audio_path: tuple[Path, ...] = field(
         default=(),

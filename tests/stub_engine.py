@@ -93,8 +93,11 @@ class RawAnswer(Response):
     Sets `hung_up` when the client goes first.
     """
 
-    def __init__(self, pieces: list[bytes | float], *, end: bool = True, status: int = 200) -> None:
+    def __init__(
+        self, pieces: list[bytes | float], *, end: bool = True, status: int = 200, type: str = "text/event-stream"
+    ) -> None:
         self.pieces = pieces
+        self.type = type
         self.end = end
         self.status_code = status
         self.hung_up = threading.Event()
@@ -106,7 +109,7 @@ class RawAnswer(Response):
             self.hung_up.set()
 
         watching = asyncio.ensure_future(watch())
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        headers = [(b"content-type", f"{self.type}; charset=utf-8".encode())]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         for piece in self.pieces:
             if isinstance(piece, bytes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from sidecar.engine.spoken_turns import SpokenTurns
 from sidecar.errors import NotReady
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Services:
         self.settings = settings
         self.metrics = metrics
         self.missing = dict(PARTS)
+        self.spoken_turns = SpokenTurns()
         self._engine: EngineClient | None = None
         self._engine_http: httpx.AsyncClient | None = None
         self._text: TextTokenizer | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import av
@@ -13,14 +13,14 @@ import soundfile
 from numpy.typing import NDArray
 
 from sidecar.audio.resample import resample
-from sidecar.errors import UnsupportedMedia, UnusableAudio
+from sidecar.errors import RecordingTooLong, UnsupportedMedia, UnusableAudio
 from sidecar.timebase import INPUT_RATE_HZ
 
-__all__ = ["Recording", "decode_recording", "reencoder", "resample", "to_mono16k", "wav16k_bytes"]
+__all__ = ["Recording", "decode_recording", "resample", "to_mono16k", "wav16k_bytes"]
 
-#: Decoded numbers, all channels together (256 MiB as float32). A few kilobytes of FLAC or Opus can hold hours of
-#: silence in 255 channels; nothing that people record comes near.
-MAX_VALUES = 1 << 26
+#: Decoded numbers, all channels together (512 MiB as float32): 23 minutes of 48 kHz stereo. A few kilobytes of FLAC or
+#: Opus can hold hours of silence in 255 channels; nothing that people record comes near.
+MAX_VALUES = 1 << 27
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 384_000
 #: Full scale is 1. From some ten times this, the spectrum that the networks hear by overflows float32.
 LOUDEST = 1e15
@@ -59,7 +59,8 @@ def decode_recording(data: bytes, *, max_seconds: float = 300.0) -> Recording:
 
     Raises:
         UnsupportedMedia: the bytes are none of these.
-        UnusableAudio: damaged, empty, longer than `max_seconds`, not finite, or too much to hold.
+        RecordingTooLong: longer than `max_seconds`.
+        UnusableAudio: damaged, empty, not finite, or too much to hold.
     """
     if not data:
         raise UnusableAudio("the recording is empty: 0 bytes came; check the file and send it again")
@@ -118,7 +119,7 @@ def _refuse_too_much(values: int, channels: int, rate_hz: int, max_seconds: floa
             f"the recording says {rate_hz} samples a second; {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} are taken"
         )
     if values > max_seconds * rate_hz * channels:
-        raise UnusableAudio(f"the recording is longer than the {max_seconds:g} s that are taken; send a shorter one")
+        raise RecordingTooLong(f"the recording is longer than the {max_seconds:g} s that are taken; send a shorter one")
     if values > MAX_VALUES:
         raise UnusableAudio(
             f"the recording decodes to more than {MAX_VALUES} numbers in {channels} channels; "
@@ -159,12 +160,3 @@ def _ffmpeg_blocks(data: bytes, container: str) -> Iterator[tuple[NDArray[np.flo
         for frame in file.decode(audio=0):
             for part in to_float.resample(frame):
                 yield part.to_ndarray(), part.sample_rate
-
-
-def reencoder(max_seconds: float) -> Callable[[bytes], bytes]:
-    """Uploaded bytes -> the wav that the engine gets; raises for what cannot be used."""
-
-    def reencode(recording: bytes) -> bytes:
-        return wav16k_bytes(to_mono16k(decode_recording(recording, max_seconds=max_seconds)))
-
-    return reencode

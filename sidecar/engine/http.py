@@ -6,6 +6,7 @@ Closing the response is how a request is aborted; vLLM frees it at once.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -63,11 +64,13 @@ class HttpEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Accepted | TokenDelta, None]:
         reader = EventReader()
+        # in a thread: minutes of sound are tens of megabytes
+        body = await asyncio.to_thread(json.dumps, chat_body(request))
         try:
             async with self._http.stream(
                 "POST",
                 CHAT_PATH,
-                content=json.dumps(chat_body(request)).encode(),
+                content=body.encode(),
                 headers=headers_of(request),
             ) as response:
                 if response.status_code != httpx.codes.OK:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from sidecar.errors import BadRequest, CheckpointError
+from step_audio_vllm.spoken_turn import allowed_ids
 from step_audio_vllm.vocabulary import MissingToken, Vocabulary
 
 
@@ -30,6 +31,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = Vocabulary.from_ids(ids)
+        self.spoken_ids = allowed_ids(ids)  # that a spoken turn of the history may hold
         self._added: dict[int, str] = {
             token_id: added.content for token_id, added in tokenizer.get_added_tokens_decoder().items()
         }

@@ -19,7 +19,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Added to every Python request: what the documents leave to the reader's eye.
 CHECK = """
 assert response.ok, response.text
-assert response.headers["Content-Type"] == "audio/wav"
+assert response.headers["Content-Type"] == "{media_type}"
 """
 
 
@@ -38,8 +38,8 @@ PYTHON = blocks("python", having="requests.post")
 
 
 def commands(beginning: str, *, having: str) -> list[Any]:
-    """The single commands of the shell blocks, with the lines that a backslash continues."""
-    whole = re.compile(rf"^{re.escape(beginning)}(?:.*\\\n)*.*$", re.MULTILINE)
+    """The single commands of the shell blocks, with the lines that a backslash or an open quote continues."""
+    whole = re.compile(rf"^{re.escape(beginning)}(?:'[^']*'|\\\n|[^'\n])*$", re.MULTILINE)
     return [
         pytest.param(command, id=f"{block.id}-{index}")
         for block in blocks("bash", having=having)
@@ -71,7 +71,8 @@ def assert_speech(path: Path) -> None:
 @pytest.mark.vllm
 @pytest.mark.parametrize("example", PYTHON)
 def test_a_python_request_works_as_shown(example: str, server: Any, recordings: Path) -> None:
-    program = here(example, server.url, recordings) + CHECK
+    media_type = "audio/wav" if "/generate" in example else "application/json"
+    program = here(example, server.url, recordings) + CHECK.format(media_type=media_type)
     ran = subprocess.run(
         [sys.executable, "-c", program], cwd=recordings, capture_output=True, text=True, timeout=300, check=False
     )

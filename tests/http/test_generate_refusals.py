@@ -230,9 +230,9 @@ def test_a_recording_that_is_not_finite_never_reaches_the_engine(server: SpeechS
     assert engine.requests == []
 
 
-def test_a_recording_that_is_too_long_is_a_422_that_says_the_limit(start_server: Any, recording: bytes) -> None:
+def test_a_recording_that_is_too_long_is_a_400_that_says_the_limit(start_server: Any, recording: bytes) -> None:
     with start_server(limits=LimitSettings(max_recording_seconds=0.25)) as server:
-        assert "0.25 s" in error_of(upload(server, recording), 422)["message"]
+        assert "0.25 s" in error_of(upload(server, recording), 400)["message"]
 
 
 def test_two_recordings_are_a_400(server: SpeechServer, recording: bytes) -> None:

@@ -8,8 +8,7 @@ import io
 import json
 import time
 import wave
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,260 +16,23 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+from chat_front import CHAT, ROUTES, TEXT, floats, front, front_of, sound, user, wav
 from golden_folders import DATA
+from requests_with_audio import with_recordings
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from stub_engine import DONE, RawAnswer, StubEngine, ids, opening, serving_app, stub_engine
+from stub_engine import DONE, RawAnswer, ids, opening, stub_engine
 from vllm_metrics import until_running
 from vllm_server import VllmServer
 
-from sidecar.api import chat, openai, transcriptions
-from sidecar.chat_requests import ChatReader, read_completion
-from sidecar.engine.http import open_engine_http
-from sidecar.engine.text import TextTokenizer
-from sidecar.errors import BadRequest, SidecarError
 from sidecar.settings import LimitSettings
 
 LLM = DATA / "llm"
-TEXT = TextTokenizer.from_folder(LLM / "checkpoint")
-ROUTES = [*chat.ROUTES, *transcriptions.ROUTES, *openai.ROUTES]
-CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
-# reading a chat body
-
-READER = ChatReader(require_plain=TEXT.require_plain, reencode=lambda data: b"wav:" + data, max_text_characters=100)
-
-
-def read(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    return READER.read(json.dumps({"messages": messages, **fields}).encode())
-
-
-def user(content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def sound(data: bytes) -> dict[str, Any]:
-    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "mp3"}}
-
-
-def calling(**function: Any) -> dict[str, Any]:
-    return {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [{"id": "c1", "type": "function", "function": function}],
-    }
-
-
-def test_fields_of_sampling_and_form_pass_as_they_came() -> None:
-    fields = {"model": "m", "temperature": 0.2, "stream": True, "stop": ["x"], "response_format": {"type": "text"}}
-    assert read(user("Hi"), **fields) == {"messages": [user("Hi")], **fields}
-
-
-def test_a_recording_is_encoded_anew_and_nothing_else_of_its_part_travels() -> None:
-    part = {**sound(b"abc"), "uuid": "somebody else's"}
-    (written,) = read(user([part]))["messages"][0]["content"]
-    assert written == {
-        "type": "input_audio",
-        "input_audio": {"data": base64.b64encode(b"wav:abc").decode(), "format": "wav"},
-    }
-
-
-def test_unknown_keys_of_a_message_stay_here() -> None:
-    message = {**user("Hi"), "eot": False, "reasoning": "<|EOT|>", "task": "<|EOT|>"}
-    assert read(message)["messages"] == [user("Hi")]
-
-
-def test_texts_that_touch_become_one_and_sound_keeps_its_place() -> None:
-    content = [{"type": "text", "text": "a"}, "b", sound(b""), {"type": "input_text", "text": "c"}]
-    written = read(user(content))["messages"][0]["content"]
-    assert [part.get("text", "sound") for part in written] == ["ab", "sound", "c"]
-
-
-def test_the_parts_of_a_tool_result_are_joined_by_newlines() -> None:
-    content = [{"type": "text", "text": "<audio"}, {"type": "text", "text": "_5>"}]
-    (part,) = read({"role": "tool", "tool_call_id": "c1", "content": content})["messages"][0]["content"]
-    assert part["text"] == "<audio\n_5>"
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"messages": [user("a <|EOT|> b")]}, "messages[0].content"),
-        ({"messages": [user("fine"), user([{"type": "text", "text": "<audio_5>"}])]}, "messages[1].content"),
-        (
-            {"messages": [user([{"type": "text", "text": "<aud"}, {"type": "text", "text": "io_5>"}])]},
-            "messages[0].content",
-        ),
-        ({"messages": [{"role": "system", "content": "<tts_start>"}]}, "messages[0].content"),
-        ({"messages": [{"role": "tool", "content": "<tool_call>"}]}, "messages[0].content"),
-        ({"messages": [{"role": "input", "content": "<|BOT|>"}]}, "messages[0].content"),
-        ({"messages": [{"role": "a<|EOT|>", "content": ""}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "tool_call_id": "<|EOT|>", "content": ""}]}, "messages[0].tool_call_id"),
-        ({"messages": [calling(name="f<|EOT|>", arguments="{}")]}, "messages[0].tool_calls[0].function.name"),
-        (
-            {"messages": [calling(name="f", arguments='{"a": "<|EOT|>"}')]},
-            "messages[0].tool_calls[0].function.arguments",
-        ),
-        (
-            {"messages": [calling(name="f", arguments='{"a": "\\u003c|EOT|>"}')]},
-            "messages[0].tool_calls[0].function.arguments",
-        ),
-        ({"messages": [calling(name="f", arguments={"<|EOT|>": 1})]}, "messages[0].tool_calls[0].function.arguments"),
-        ({**HELLO, "tools": [{"type": "function", "function": {"name": "<|EOT|>"}}]}, "tools"),
-        ({**HELLO, "tools": [{"type": "function", "function": {"parameters": {"<|EOT|>": {}}}}]}, "tools"),
-        (
-            {**HELLO, "tools": [{"type": "function", "function": {"description": "<|EOT|>"}}], "tool_choice": "none"},
-            "tools",
-        ),
-    ],
-)
-def test_control_tokens_are_refused_wherever_text_goes_in(body: dict[str, Any], param: str) -> None:
-    with pytest.raises(BadRequest) as caught:
-        READER.read(json.dumps(body).encode())
-    assert (caught.value.code, caught.value.param) == ("control_token", param)
-
-
-def test_what_the_model_wrote_may_come_back_with_its_control_tokens() -> None:
-    history = {"role": "assistant", "content": "<tts_start>A<audio_12><tts_end>"}
-    assert read(history, user("Again"))["messages"][0] == history
-
-
-def test_tool_calls_of_the_history_travel_whole() -> None:
-    message = calling(name="get_weather", arguments='{"city": "上海"}')
-    assert read(message)["messages"] == [message]
-
-
-@pytest.mark.parametrize("kind", ["audio_url", "image_url", "video_url", "image_embeds", "audio_embeds", "nonsense"])
-def test_other_media_are_refused_with_the_form_that_works(kind: str) -> None:
-    with pytest.raises(BadRequest, match="input_audio") as caught:
-        read(user([{"type": kind, kind: {"url": "http://169.254.169.254/"}}]))
-    assert caught.value.param == "messages[0].content[0]"
-
-
-@pytest.mark.parametrize(
-    "part", [{"audio_url": "http://x"}, {"type": ["text"]}, 7, None, {"type": "text", "text": None}]
-)
-def test_a_part_that_is_no_part_is_refused(part: Any) -> None:
-    with pytest.raises(BadRequest, match=r"messages\[0\].content"):
-        read(user([part]))
-
-
-@pytest.mark.parametrize("data", ["not base64!", "YWJ", 5, None, "data:audio/wav;base64,YWJj"])
-def test_sound_that_is_no_base64_is_refused(data: Any) -> None:
-    with pytest.raises(BadRequest, match="base64"):
-        read(user([{"type": "input_audio", "input_audio": {"data": data}}]))
-
-
-@pytest.mark.parametrize(
-    "field",
-    [
-        "chat_template",
-        "chat_template_kwargs",
-        "mm_processor_kwargs",
-        "media_io_kwargs",
-        "documents",
-        "truncate_prompt_tokens",
-    ],
-)
-def test_fields_that_reach_past_the_chat_format_are_refused(field: str) -> None:
-    with pytest.raises(BadRequest) as caught:
-        read(user("Hi"), **{field: {"a": 1}})
-    assert caught.value.param == field
-    assert read(user("Hi"), **{field: None})["messages"] == [user("Hi")]
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"\xff",
-        b'{"messages": []}',
-        b'{"messages": 5}',
-        b'{"messages": [5]}',
-        b'{"messages": [{"content": "a"}]}',
-        b'{"messages": [{"role": "user", "content": 5}]}',
-        b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}',
-        b"[" * 100_000,
-        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
-        b'{"messages": [{"role": "assistant", "tool_calls": [{"function": 5}]}]}',
-    ],
-)
-def test_a_body_that_is_no_chat_is_refused(body: bytes) -> None:
-    with pytest.raises(BadRequest):
-        READER.read(body)
-
-
-def test_text_above_the_limit_is_refused_but_not_the_models_own() -> None:
-    with pytest.raises(BadRequest, match="at most 100"):
-        read(user([{"type": "text", "text": "a" * 60}, sound(b""), {"type": "text", "text": "b" * 41}]))
-    assert read({"role": "assistant", "content": "a" * 101})["messages"]
-
-
-def test_a_raw_completion_may_write_its_own_turns() -> None:
-    body = {"prompt": "<|BOT|>human\nHi<|EOT|>", "max_tokens": 3}
-    assert read_completion(json.dumps(body).encode()) == body
-    with pytest.raises(BadRequest, match="prompt_embeds"):
-        read_completion(b'{"prompt_embeds": "AAAA"}')
-
-
 # the way through, with a stub behind it
-
-
-class Tagged:
-    """Gives each request its id, as the server does."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        scope.setdefault("state", {})["request_id"] = "r-1"
-        await self.app(scope, receive, send)
-
-
-@contextmanager
-def front(engine_url: str, **limits: Any) -> Iterator[str]:
-    """Our routes alone, before an engine at this URL."""
-
-    async def refuse(_: Request, error: Exception) -> Response:
-        assert isinstance(error, SidecarError)
-        return JSONResponse({"error": {"message": error.message, "code": error.code}}, error.status)
-
-    app = Starlette(
-        routes=[*chat.ROUTES, *transcriptions.ROUTES, *openai.ROUTES], exception_handlers={SidecarError: refuse}
-    )
-    app.state.services = SimpleNamespace(
-        settings=SimpleNamespace(limits=LimitSettings(**limits)),
-        engine_http=open_engine_http(url=engine_url, key="ours"),
-        text=TEXT,
-    )
-    with serving_app(Tagged(app)) as url:
-        yield url
-
-
-def answering(make: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(_: Request) -> Response:
-        return make()
-
-    return answer
-
-
-@contextmanager
-def front_of(answer: Callable[[], Response]) -> Iterator[tuple[str, StubEngine]]:
-    with stub_engine(answering(answer)) as engine, front(engine.url) as url:
-        yield url, engine
-
-
-def wav(seconds: float = 1.0, rate_hz: int = 16_000, channels: int = 1) -> bytes:
-    time_s = np.arange(int(seconds * rate_hz)) / rate_hz
-    tone = np.sin(2 * np.pi * 440 * time_s).astype(np.float32)[:, None].repeat(channels, 1) * 0.3
-    data = io.BytesIO()
-    soundfile.write(data, tone, rate_hz, format="WAV", subtype="PCM_16")
-    return data.getvalue()
 
 
 def heard_by_engine(body: bytes) -> wave.Wave_read:
@@ -335,9 +97,9 @@ def test_an_engine_that_refuses_our_key_is_our_failure() -> None:
         assert httpx.post(url + CHAT, json=HELLO).status_code == 502
 
 
-def test_a_task_that_the_engine_lacks_is_not_found_in_our_words() -> None:
+def test_a_path_that_the_engine_lacks_is_not_found_in_our_words() -> None:
     with front_of(lambda: JSONResponse({"detail": "Not Found"}, 404)) as (url, _):
-        answer = httpx.post(f"{url}/v1/audio/translations", files={"file": ("a.wav", wav())})
+        answer = httpx.get(f"{url}/v1/models")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
@@ -409,10 +171,53 @@ def test_sound_reaches_the_engine_as_16_khz_mono_pcm() -> None:
         assert abs(heard.getnframes() - 8000) <= 1
 
 
-def floats(values: Any) -> bytes:
-    data = io.BytesIO()
-    soundfile.write(data, np.asarray(values, dtype=np.float32), 16_000, format="WAV", subtype="FLOAT")
-    return data.getvalue()
+def samples_in(data: bytes) -> np.ndarray[Any, Any]:
+    samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="int16")
+    assert rate_hz == 16_000
+    return np.asarray(samples)
+
+
+def test_a_long_recording_reaches_the_engine_in_pieces_of_25_seconds() -> None:
+    with front_of(lambda: JSONResponse({})) as (url, engine):
+        answer = httpx.post(url + CHAT, json={"messages": [user(["a", sound(wav(51)), "b"])]}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    parts = json.loads(engine.seen[0][2])["messages"][0]["content"]
+    assert [part.get("text", "sound") for part in parts] == ["a", "sound", "sound", "sound", "b"]
+    pieces = [samples_in(base64.b64decode(part["input_audio"]["data"])) for part in parts[1:-1]]
+    assert [len(piece) for piece in pieces] == [400_000, 400_000, 16_000]
+    assert np.array_equal(np.concatenate(pieces), samples_in(wav(51)))
+
+
+def test_a_recording_over_the_limit_is_refused_with_the_limit() -> None:
+    with front_of(lambda: JSONResponse({}), max_recording_seconds=2) as (url, engine):
+        error = httpx.post(url + CHAT, json={"messages": [user([sound(wav(3))])]}).json()["error"]
+    assert error["code"] == "recording_too_long"
+    assert "2 s" in error["message"]
+    assert engine.seen == []
+
+
+@pytest.mark.parametrize("before", [[], [user("words " * 20), {"role": "assistant", "content": "more words"}]])
+def test_what_does_not_fit_the_context_is_refused_with_the_seconds_that_would(before: list[Any]) -> None:
+    def ask(url: str, seconds: float) -> httpx.Response:
+        return httpx.post(url + CHAT, json={"messages": [*before, user([sound(wav(seconds))])]}, timeout=30)
+
+    with front_of(lambda: JSONResponse({}), max_model_len=600) as (url, engine):
+        refused = ask(url, 60)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert engine.seen == []
+        longest_s = float(refused.json()["error"]["message"].partition("may last ")[2].partition(" s")[0])
+        assert 35 < longest_s < 48
+        assert ask(url, longest_s + 0.2).status_code == 400
+        assert ask(url, longest_s).status_code == 200
+
+
+def test_a_conversation_that_is_too_long_without_its_recordings_is_told_so() -> None:
+    said = {"role": "assistant", "tts_content": {"tts_audio": "<audio_5>" * 800}}
+    with front_of(lambda: JSONResponse({}), max_model_len=600) as (url, engine):
+        error = httpx.post(url + CHAT, json={"messages": [said, user([sound(wav(1))])]}).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "conversation" in error["message"] and " s " not in error["message"]
+    assert engine.seen == []
 
 
 @pytest.mark.parametrize(
@@ -422,57 +227,14 @@ def floats(values: Any) -> bytes:
         (floats([0.1, np.nan] * 800), 422),
         (floats([np.inf] * 800), 422),
         (floats([]), 422),
-        (wav(3.0), 422),
+        (wav(3.0), 400),
     ],
     ids=["not audio", "nan", "infinite", "empty", "too long"],
 )
-@pytest.mark.parametrize("way", ["chat", "transcription"])
-def test_unusable_sound_never_reaches_the_engine(data: bytes, status: int, way: str) -> None:
-    with stub_engine(answering(lambda: JSONResponse({}))) as engine, front(engine.url, max_recording_seconds=2) as url:
-        if way == "chat":
-            answer = httpx.post(url + CHAT, json={"messages": [user([sound(data)])]})
-        else:
-            answer = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": ("a.wav", data)})
+def test_unusable_sound_never_reaches_the_engine(data: bytes, status: int) -> None:
+    with front_of(lambda: JSONResponse({}), max_recording_seconds=2) as (url, engine):
+        answer = httpx.post(url + CHAT, json={"messages": [user([sound(data)])]})
     assert answer.status_code == status, answer.text
-    assert engine.seen == []
-
-
-@pytest.mark.parametrize("task", ["transcriptions", "translations"])
-def test_a_transcription_travels_with_its_fields_and_its_sound_anew(task: str) -> None:
-    async def echo(asked: Request) -> Response:
-        form = await asked.form()
-        fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
-        upload = form["file"]
-        assert not isinstance(upload, str)
-        with wave.open(io.BytesIO(await upload.read())) as heard:
-            return JSONResponse({"fields": fields, "rate": heard.getframerate(), "frames": heard.getnframes()})
-
-    # the stub reads the body before it answers, so the form comes from what it kept
-    with stub_engine(echo) as engine, front(engine.url) as url:
-        answer = httpx.post(
-            f"{url}/v1/audio/{task}",
-            files={"file": ("a.wav", wav(0.5, 8000))},
-            data={"language": "en", "timestamp_granularities[]": ["word", "segment"]},
-        )
-    assert engine.seen[0][0] == f"/v1/audio/{task}"
-    assert answer.json() == {
-        "fields": [["language", "en"], ["timestamp_granularities[]", "word"], ["timestamp_granularities[]", "segment"]],
-        "rate": 16_000,
-        "frames": 8000,
-    }
-
-
-@pytest.mark.parametrize("data", [{"prompt": "<|EOT|>"}, {"hotwords": "<audio_1>"}, {"vllm_xargs": "{}"}])
-def test_a_transcriptions_text_is_checked(data: dict[str, str]) -> None:
-    with front_of(lambda: JSONResponse({})) as (url, engine):
-        answer = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": ("a.wav", wav())}, data=data)
-    assert answer.status_code == 400
-    assert engine.seen == []
-
-
-def test_a_transcription_without_a_file_is_refused() -> None:
-    with front_of(lambda: JSONResponse({})) as (url, engine):
-        assert httpx.post(f"{url}/v1/audio/transcriptions", data={"file": "words"}).status_code == 400
     assert engine.seen == []
 
 
@@ -494,24 +256,23 @@ def test_vllms_models_are_listed(url: str) -> None:
     assert httpx.get(f"{url}/v1/models").json()["data"][0]["max_model_len"] == 2048
 
 
-def recorded(name: str) -> tuple[dict[str, Any], list[int]]:
-    case = next(case for case in json.loads((LLM / "cases.json").read_text())["cases"] if case["name"] == name)
-    for message in case["request"]["messages"]:
-        for part in message["content"] if isinstance(message["content"], list) else []:
-            if part["type"] == "input_audio":
-                data = (LLM / "audio" / part["input_audio"].pop("file")).read_bytes()
-                part["input_audio"]["data"] = base64.b64encode(data).decode()
-    return case["request"], case["prompt_token_ids"]
+def recorded_chats() -> list[Any]:
+    """Every recorded conversation: recordings, tools, tool results, spoken turns, turns left open."""
+    chats = json.loads((LLM / "cases.json").read_text(encoding="utf-8"))["cases"]
+    chats += json.loads((DATA / "ta4" / "render.json").read_text(encoding="utf-8"))["cases"]
+    return [pytest.param(chat, id=chat["name"]) for chat in chats if chat.get("request")]
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("name", ["text_chat", "audio_then_text", "text_then_two_audios", "zero_token_audio"])
-def test_a_chat_passed_through_makes_the_recorded_prompt(url: str, name: str) -> None:
-    body, prompt_token_ids = recorded(name)
-    answer = post(url, CHAT, {**body, "max_tokens": 4, "temperature": 0, "return_token_ids": True})
+@pytest.mark.parametrize("case", recorded_chats())
+def test_a_chat_through_our_port_makes_the_recorded_prompt(url: str, case: dict[str, Any]) -> None:
+    body = with_recordings(case["request"], LLM / "audio")
+    answer = post(url, CHAT, {**body, "max_tokens": 4, "temperature": 0, "return_token_ids": True, "ignore_eos": True})
     assert answer.status_code == 200, answer.text
-    assert answer.json()["prompt_token_ids"] == prompt_token_ids
+    recorded = (case["prompt_token_ids"], case.get("prompt_token_ids_joined"))
+    assert answer.json()["prompt_token_ids"] in recorded
     assert len(answer.json()["choices"][0]["token_ids"]) == 4
+    assert answer.json()["usage"]["prompt_tokens"] == len(answer.json()["prompt_token_ids"])
 
 
 @pytest.mark.vllm

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.audio.decode import MAX_VALUES
+from sidecar.engine.audio_items import longest_recording_s
 from sidecar.errors import SettingsError
-from sidecar.settings import SYSTEM_PROMPT, Settings, add_flags
+from sidecar.settings import SYSTEM_PROMPT, LimitSettings, Settings, add_flags
 
 
 def settings(*flags: str, **environment: str) -> Settings:
@@ -115,3 +117,13 @@ def test_settings_need_the_standard_library_alone() -> None:
     )
     answer = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["sidecar"]
+
+
+def test_a_recording_that_fills_the_longest_context_is_within_the_limits() -> None:
+    limits = LimitSettings()
+    turns_tokens = 8  # the turns around it have at least as many
+    longest_s = longest_recording_s(16_384 - turns_tokens)
+    assert longest_s <= limits.max_recording_seconds <= longest_s + 1
+    assert limits.max_body_bytes > longest_s * 48_000 * 2 * 2, "as 16-bit stereo"
+    assert limits.max_body_bytes > longest_s * 16_000 * 2 * 4 / 3, "as base64 in a chat"
+    assert longest_s * 48_000 * 2 <= MAX_VALUES
