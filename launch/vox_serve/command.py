@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 #: Stand in a command for the folders that are known once the plan is carried out.
 MODEL_FOLDER = "$MODEL_FOLDER"
 RUN_FOLDER = "$RUN_FOLDER"
+
+#: vLLM, torch and onnxruntime leave sockets, folders and files where temporary ones go: these go with the run folder.
+LEAVES_NOTHING = {"TMPDIR": RUN_FOLDER}
 
 SECRETS = ("KEY", "TOKEN")
 
@@ -46,6 +50,10 @@ class Command:
         }
         words = [f"{name}={_quoted(value)}" for name, value in hidden.items()]
         return " ".join([*words, *map(_quoted, self.argv)])
+
+
+def python_module(module: str, *words: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *words)
 
 
 def _quoted(word: str) -> str:

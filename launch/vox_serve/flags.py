@@ -6,11 +6,13 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sidecar.errors import SettingsError
 from sidecar.setting_flags import ENVIRONMENT_PREFIX
-from sidecar.settings import SamplingSettings, Settings, add_flags
+from sidecar.settings import LimitSettings, PromptSettings, SamplingSettings, Settings, add_flags
+from step_audio_vllm.siblings import CHAT_FORMATS, ChatFormat, chat_format_name
 
 #: The sidecar's flags that the launcher takes too. Their defaults and words are the sidecar's.
 SHARED = (
@@ -19,6 +21,7 @@ SHARED = (
 )  # fmt: skip
 
 TINY = "tiny"
+AUTO = "auto"
 #: Enough for the longest reply, 4,096 tokens, after a recording of five minutes; its keys and values take half a
 #: gigabyte of a GPU.
 MAX_MODEL_LEN = 8192
@@ -46,6 +49,8 @@ class Flags:
     max_batch_size: int
     max_model_len: int
     gpu_memory_utilization: float
+    max_recording_seconds: float = LimitSettings().max_recording_seconds
+    chat_format: ChatFormat = CHAT_FORMATS["mini"]
     log_level: str | None = None
     engine_port: int | None = None
     dry_run: bool = False
@@ -68,6 +73,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] | None = Non
     tiny = given["model"] == TINY
     # read as the sidecar will read them, the environment included, so that it refuses here what it would refuse later
     settings = Settings.from_flags([f"--model={given['model']}", *flag_words(shared)], environment)
+    chat_format = _chat_format(given["model"], given.get("chat_format", AUTO))
     flags = Flags(
         model=given["model"],
         host=settings.host,
@@ -77,11 +83,13 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] | None = Non
         gpu_memory_utilization=given.get(
             "gpu_memory_utilization", TINY_GPU_MEMORY_UTILIZATION if tiny else GPU_MEMORY_UTILIZATION
         ),
+        max_recording_seconds=settings.limits.max_recording_seconds,
+        chat_format=chat_format,
         log_level=shared.get("log_level") or environment.get(f"{ENVIRONMENT_PREFIX}LOG_LEVEL") or None,
         engine_port=given.get("engine_port"),
         dry_run="dry_run" in given,
         sampling=settings.sampling,
-        sidecar=shared,
+        sidecar=shared if chat_format.has_turns else shared | _prompts_without_turns(settings.prompts),
         vllm=vllm,
     )
     _refuse_nonsense(flags)
@@ -95,6 +103,25 @@ def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     return list(argv[:at]), tuple(argv[at + 1 :])
 
 
+def _chat_format(model: str, wanted: str) -> ChatFormat:
+    """What was asked for, or what the name of the hub id or folder says."""
+    return CHAT_FORMATS[chat_format_name(str(Path(model).expanduser().absolute())) if wanted == AUTO else wanted]
+
+
+def _prompts_without_turns(prompts: PromptSettings) -> dict[str, str]:
+    """The instructions in a form that needs no turns, where the user has not chosen others.
+
+    What goes before a text ends its own line, and a recording is continued without being told to.
+    """
+    usual = PromptSettings()
+    fitting: dict[str, str] = {}
+    if prompts.system_prompt == usual.system_prompt:
+        fitting["system_prompt"] = ""
+    if prompts.tts_system_prompt == usual.tts_system_prompt:
+        fitting["tts_system_prompt"] = f"{usual.tts_system_prompt}\n"
+    return fitting
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vox-serve", usage="%(prog)s --model MODEL [options] [-- vLLM's options]", description=DESCRIPTION,
@@ -105,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="a checkpoint's folder, its id on the Hugging Face hub, or `tiny`: a made-up checkpoint of a few "
         "megabytes that goes the whole way and whose voice is noise",
+    )
+    parser.add_argument(
+        "--chat-format",
+        "--chat_format",
+        choices=[AUTO, *CHAT_FORMATS],
+        help="how the model is talked to: in turns (mini), in turns that begin with a thought (think), or by text and "
+        "sound that it continues (base); auto goes by the end of the model's name, -Think or -Base (default: auto)",
     )
     add_flags(parser, set(SHARED) - {"max_model_len"})
     parser.add_argument(

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from sidecar.errors import SettingsError
+from vox_serve.engine_command import ENGINE_HOST
 from vox_serve.flags import Flags, parse_flags
 from vox_serve.machine import (
     free_port,
@@ -17,7 +18,7 @@ from vox_serve.machine import (
     refuse_what_cannot_run,
     this_machine,
 )
-from vox_serve.plan import ENGINE_HOST, make_plan
+from vox_serve.plan import make_plan
 from vox_serve.supervisor import Supervisor
 
 

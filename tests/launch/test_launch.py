@@ -85,9 +85,7 @@ def test_the_launcher_loads_neither_torch_nor_vllm() -> None:
     ],
 )
 def test_a_missing_package_says_what_to_install(has_gpu: bool, vllm: str | None, words: list[str]) -> None:
-    machine = Machine(
-        has_gpu=has_gpu, vllm=vllm, cores=2, environment={}, cache_folder=Path("/cache"), chat_template=Path("/t")
-    )
+    machine = Machine(has_gpu=has_gpu, vllm=vllm, cores=2, environment={}, cache_folder=Path("/cache"))
     for word in words:
         with pytest.raises(SettingsError, match=word):
             refuse_what_cannot_run(machine)

@@ -7,13 +7,17 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+import jinja2
 import pytest
 from vox_serve.flags import parse_flags
 from vox_serve.machine import Machine
 from vox_serve.plan import Plan, make_plan
 
+from sidecar.chat_messages import AudioItem
+from sidecar.engine.prompts import answer_recording, read_aloud
 from sidecar.errors import SettingsError
 from sidecar.settings import Settings
+from step_audio_vllm import CHAT_TEMPLATE
 
 KEY = "not-for-anyone-s-eyes"
 VLLM_MODULE = "vllm.entrypoints.openai.api_server"
@@ -28,7 +32,6 @@ def machine(
         cores=cores,
         environment=environment or {},
         cache_folder=Path("/cache"),
-        chat_template=Path("/plugin/chat_template.jinja"),
     )
 
 
@@ -166,10 +169,96 @@ def test_what_follows_two_dashes_goes_to_vllm_last_so_that_it_wins() -> None:
 def test_vllm_gets_our_template_and_no_sampling_of_its_own() -> None:
     engine = plan_for("--model", "tiny").engine
     assert engine.argv[1:3] == ("-m", VLLM_MODULE)
-    assert value(engine.argv, "--chat-template") == "/plugin/chat_template.jinja"
+    assert value(engine.argv, "--chat-template") == str(CHAT_TEMPLATE)
     assert value(engine.argv, "--chat-template-content-format") == "openai"
     assert value(engine.argv, "--generation-config") == "vllm"
     assert engine.environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+@pytest.mark.parametrize(("context", "items"), [(4096, 2048), (16_384, 8192)])
+def test_as_many_recordings_as_the_context_can_hold_are_accepted(context: int, items: int) -> None:
+    engine = plan_for("--model", "tiny", "--max-model-len", str(context)).engine
+    assert json.loads(value(engine.argv, "--limit-mm-per-prompt")) == {"audio": items}
+
+
+@pytest.mark.parametrize(("limit_s", "duration_s", "megabytes"), [("1300", "1301", "40"), ("0.5", "2", "1")])
+def test_vllm_takes_uploads_as_long_as_the_sidecar_does(limit_s: str, duration_s: str, megabytes: str) -> None:
+    flags = parse_flags(["--model", "tiny"], {"STEP_AUDIO_MAX_RECORDING_SECONDS": limit_s})
+    environment = make_plan(flags, machine(), engine_key=KEY).engine.environment
+    assert environment["VLLM_MAX_AUDIO_DECODE_DURATION_S"] == duration_s
+    assert environment["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"] == megabytes
+
+
+def test_vllm_reads_tool_calls_with_the_plugins_parser() -> None:
+    engine = plan_for("--model", "tiny").engine
+    assert value(engine.argv, "--tool-call-parser") == "step_audio_2"
+    assert "--enable-auto-tool-choice" in engine.argv
+
+
+THINK_FLAGS = ("--default-chat-template-kwargs", "--reasoning-parser")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--model", "stepfun-ai/Step-Audio-2-mini-Think"],
+        ["--model", "/models/Step-Audio-2-mini-Think/"],
+        ["--model", "/hub/models--stepfun-ai--Step-Audio-2-mini-Think/snapshots/0123abc"],
+        ["--model", "/models/mine", "--chat-format", "think"],
+    ],
+)
+def test_a_model_that_thinks_is_asked_for_its_thought_and_has_it_set_apart(argv: list[str]) -> None:
+    plan = plan_for(*argv)
+    assert value(plan.engine.argv, "--chat-template") == str(CHAT_TEMPLATE)
+    assert json.loads(value(plan.engine.argv, "--default-chat-template-kwargs")) == {"enable_thinking": True}
+    assert value(plan.engine.argv, "--reasoning-parser") == "step_audio_2"
+    assert not {"--system-prompt", "--tts-system-prompt"} & {*plan.sidecar.argv}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--model", "stepfun-ai/Step-Audio-2-mini-Base"],
+        ["--model", "~/step-audio-2-mini-base"],
+        ["--model", "tiny", "--chat_format", "base"],
+    ],
+)
+def test_a_base_model_gets_no_turns_and_instructions_that_end_their_own_line(argv: list[str]) -> None:
+    plan = plan_for(*argv)
+    assert value(plan.engine.argv, "--chat-template") == str(CHAT_TEMPLATE.with_name("chat_template_base.jinja"))
+    assert not {*THINK_FLAGS} & {*plan.engine.argv}
+    settings = Settings.from_flags(plan.sidecar.argv[3:], {})
+    assert settings.prompts.system_prompt == ""
+    assert settings.prompts.tts_system_prompt == "Read this paragraph at a natural pace.\n"
+
+
+def test_what_generate_asks_of_a_base_model_reads_like_a_text_that_goes_on() -> None:
+    settings = Settings.from_flags(plan_for("--model", "a/x-Base").sidecar.argv[3:], {})
+    template = jinja2.Template(CHAT_TEMPLATE.with_name("chat_template_base.jinja").read_text(encoding="utf-8"))
+    read = read_aloud("Hello.", settings.prompts.tts_system_prompt)
+    assert template.render(messages=read.messages) == "Read this paragraph at a natural pace.\nHello.<tts_start>"
+    answer = answer_recording([AudioItem(b"", 3)], "", settings.prompts.system_prompt)
+    assert template.render(messages=answer.messages) == "<audio_patch><tts_start>"
+
+
+def test_instructions_that_were_given_stay_for_a_base_model() -> None:
+    argv = ["--model", "a/x-Base", "--system-prompt", "Translate: "]
+    plan = make_plan(parse_flags(argv, {"STEP_AUDIO_TTS_SYSTEM_PROMPT": "Read. "}), machine(), engine_key=KEY)
+    assert value(plan.sidecar.argv, "--system-prompt") == "Translate: "
+    assert "--tts-system-prompt" not in plan.sidecar.argv, "the sidecar reads the environment itself"
+
+
+@pytest.mark.parametrize("argv", [["--model", "tiny"], ["--model", "a/x-Think", "--chat-format", "mini"]])
+def test_mini_is_told_nothing_of_thoughts(argv: list[str]) -> None:
+    plan = plan_for(*argv)
+    assert value(plan.engine.argv, "--chat-template") == str(CHAT_TEMPLATE)
+    assert not {*THINK_FLAGS} & {*plan.engine.argv}
+
+
+def test_a_folder_that_is_named_by_a_dot_goes_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Step-Audio-2-mini-Base").mkdir()
+    monkeypatch.chdir(tmp_path / "Step-Audio-2-mini-Base")
+    assert "chat_template_base.jinja" in value(plan_for("--model", ".").engine.argv, "--chat-template")
 
 
 def test_chat_through_vllm_is_sampled_as_generate_is() -> None:
