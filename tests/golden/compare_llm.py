@@ -1,4 +1,4 @@
-"""A complete checkpoint run in vLLM with the plugin: prompt ids, greedy ids, first logits, and audio embeddings.
+"""A complete checkpoint run in vLLM with the plugin: prompts as ids and as chats, greedy ids, logits, embeddings.
 
 vLLM hands out log-probabilities, which are logits up to a constant: the recorded logits are put through log-softmax
 and compared over the whole vocabulary. Engine and comparison are two processes, so that nothing of the engine stays.
@@ -42,6 +42,7 @@ def compare(comparison: Comparison) -> None:
     recorded = comparison.load("first_logits.safetensors")
     for case in comparison.json("cases.json")["cases"]:
         name = case["name"]
+        compare_chat_prompt(comparison, case, ids[name]["chat_prompt_token_ids"])
         for key, greedy in ((name, case["greedy"]), (name + PADDED_BATCH, case.get("greedy_padded_batch"))):
             if greedy is None:
                 continue
@@ -49,6 +50,13 @@ def compare(comparison: Comparison) -> None:
             comparison.same(f"{key}: greedy ids", ids[key]["token_ids"], greedy["token_ids"])
             expected = torch.log_softmax(recorded[key].double(), dim=-1)
             comparison.close(f"{key}: first logits", logprobs[key], expected, LOGIT_TOLERANCE)
+
+
+def compare_chat_prompt(comparison: Comparison, case: dict[str, Any], ours: list[int]) -> None:
+    """The ids of the case's chat request. A server may tokenize the text between two items in one go."""
+    joined = case.get("prompt_token_ids_joined")
+    recorded = joined if ours == joined else case["prompt_token_ids"]
+    comparison.same(f"{case['name']}: prompt ids of the request", ours, recorded)
 
 
 @torch.inference_mode()

@@ -1,24 +1,22 @@
-"""The token stream: splitting and interleaving, and the prompts that are plain turns. All exact.
-
-Tool calls and prompts with tools or spoken history are written by the model's plugin, not by the sidecar; they are
-not compared here, and one row says how many were left.
-"""
+"""The token stream: splitting, interleaving, tool calls, and whole prompts, spoken history included. All exact."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from comparison import Comparison
+from recorded_chats import body_of, ids_of
+from transformers import PreTrainedTokenizerFast
 
 from sidecar.engine.interleave import interleave
-from sidecar.engine.prompts import render
 from sidecar.engine.splitter import Split, Splitter
 from sidecar.engine.text import TextTokenizer
+from step_audio_vllm.tool_calls import ToolCall, ToolCallDelta, ToolCallReader, read_tool_calls
 
 FILES = ("split.json", "interleave.json", "render.json", "tool_calls.json")
-#: Keys of a message that `render` knows; anything else is more than a plain turn.
-PLAIN_KEYS = {"role", "content"}
 
 
 def recognises(folder: Path) -> bool:
@@ -82,37 +80,69 @@ def compare_interleave(comparison: Comparison) -> None:
         comparison.same(f"interleave {index}", ours, case["expected_token_ids"])
 
 
-def is_plain(request: dict[str, Any]) -> bool:
-    return "tools" not in request and all(
-        set(message) <= PLAIN_KEYS and isinstance(message["content"], str) and message["role"] != "tool"
-        for message in request["messages"]
-    )
+def joined(pieces: Iterable[ToolCallDelta]) -> list[list[str]]:
+    """[name, arguments as text] of each streamed call; its first piece, and no other, has the name."""
+    calls: list[list[str]] = []
+    for piece in pieces:
+        if piece.name is not None:
+            calls.append([piece.name, ""])
+        assert piece.index == len(calls) - 1, "a piece belongs to a call that is not the newest"
+        calls[-1][1] += piece.arguments
+    return calls
 
 
-def compare_render(comparison: Comparison) -> int:
-    """Returns how many cases are more than plain turns."""
+def read_streamed(reader: ToolCallReader, portions: Iterable[str]) -> tuple[str, list[list[str]]]:
+    """Content and calls of a text that comes in portions."""
+    deltas = [*map(reader.feed, portions), reader.finish()]
+    return "".join(content for content, _ in deltas), joined(piece for _, pieces in deltas for piece in pieces)
+
+
+def split_with_calls(text: TextTokenizer, token_ids: list[int], names: list[str] | None) -> tuple[str, list[list[str]]]:
+    """The same through the splitter, id by id."""
+    reader = ToolCallReader(names)
+    splitter = Splitter(text.vocabulary, text.token_bytes, in_speech=False, tool_calls=reader)
+    splits = [*(splitter.feed([token_id]) for token_id in token_ids), splitter.finish()]
+    return "".join(split.content_text for split in splits), joined(piece for one in splits for piece in one.tool_calls)
+
+
+def compare_tool_calls(comparison: Comparison) -> None:
+    recorded = comparison.json("tool_calls.json")
+    tokenizer = tokenizer_of(comparison.folder, recorded)
+    for case in recorded["cases"]:
+        name, text, names = f"tool calls {case['name']}", case["text"], case["tool_names"]
+        content, calls = case["expected"]["content"], case["expected"]["tool_calls"]
+        expected = (content, [ToolCall(call["name"], call["arguments_json"]) for call in calls])
+        comparison.same(name, read_tool_calls(text, names), expected)
+        if not case["streaming_must_agree"]:
+            continue
+        values = [(call["name"], call["arguments"]) for call in calls]
+        for way, (streamed, pieces) in {
+            "by characters": read_streamed(ToolCallReader(names), text),
+            "in one": read_streamed(ToolCallReader(names), [text]),
+            "by ids": split_with_calls(tokenizer, case["token_ids"], names),
+        }.items():
+            ours = [(called, json.loads(arguments)) for called, arguments in pieces]
+            comparison.same(f"{name} {way}", (streamed or None, ours), (content, values))
+
+
+def compare_render(comparison: Comparison) -> None:
+    """Requests through the sidecar's reader, the chat format and the plugin's items."""
     recorded = comparison.json("render.json")
     text = tokenizer_of(comparison.folder, recorded)
-    left = 0
+    template_engine = PreTrainedTokenizerFast(
+        tokenizer_file=str(comparison.folder / recorded["tokenizer"] / "tokenizer.json")
+    )
     for case in recorded["cases"]:
-        request = case["request"]
-        if not is_plain(request):
-            left += 1
-            continue
-        reply = [{"role": "assistant", "content": ""}] if request["add_generation_prompt"] else []
-        ours = text.encode(render([*request["messages"], *reply]))
-        comparison.same(f"render {case['name']}", ours, case["prompt_token_ids"])
-    return left
+        body = body_of(case, comparison.folder / "audio", text)
+        comparison.same(f"render {case['name']}", ids_of(body, template_engine, text), case["prompt_token_ids"])
 
 
 def compare(comparison: Comparison) -> None:
-    left = 0
     if comparison.has("split.json"):
         compare_split(comparison)
     if comparison.has("interleave.json"):
         compare_interleave(comparison)
     if comparison.has("render.json"):
-        left += compare_render(comparison)
+        compare_render(comparison)
     if comparison.has("tool_calls.json"):
-        left += len(comparison.json("tool_calls.json")["cases"])
-    comparison.same(f"(not compared: {left} cases of tool calls and spoken history)", True, True)
+        compare_tool_calls(comparison)

@@ -2,8 +2,9 @@
 
     python tests/golden/llm_in_vllm.py FOLDER OUT
 
-writes OUT/ids.json (prompt and 32 greedy ids of each case) and OUT/logprobs.safetensors (over the whole vocabulary,
-after the prompt). Prompts go in as ids, with one `<audio_patch>` where a recording stands.
+writes OUT/ids.json (prompt and 32 greedy ids of each case, and the prompt of the same case as a chat) and
+OUT/logprobs.safetensors (over the whole vocabulary, after the prompt). Prompts go in as ids, with one `<audio_patch>`
+where a recording stands; chats go in as the sidecar sends them.
 """
 
 from __future__ import annotations
@@ -15,28 +16,31 @@ from typing import Any
 
 import soundfile
 import torch
+from recorded_chats import body_of, template_of
 from reference_batch import use_in_worker
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
+
+from sidecar.engine.text import TextTokenizer
+from step_audio_vllm.vocabulary import Vocabulary
 
 PADDED_BATCH = ".padded_batch"
 ROOM_FOR_REPLY = 64
 
 
-def prompt_before_expansion(case: dict[str, Any], marker_ids: dict[str, int]) -> tuple[list[int], list[str]]:
+def prompt_before_expansion(case: dict[str, Any], words: Vocabulary) -> tuple[list[int], list[str]]:
     """The recorded prompt with the blocks of each recording folded into one `<audio_patch>`, and the recordings."""
     ids: list[int] = []
     files: list[str] = []
     chunks = iter(case["audio_chunks"])
     inside = False
     for token in case["prompt_token_ids"]:
-        if token == marker_ids["<audio_start>"]:
+        if token == words.audio_start:
             inside = True
             chunk = next(chunks)
             if chunk["chunk"] == 0:
                 files.append(chunk["file"])
-                ids.append(marker_ids["<audio_patch>"])
-        elif token == marker_ids["<audio_end>"]:
+                ids.append(words.audio_patch)
+        elif token == words.audio_end:
             inside = False
         elif not inside:
             ids.append(token)
@@ -50,10 +54,7 @@ class Engine:
         from vllm import LLM  # noqa: PLC0415
 
         self.audio = folder / "audio"
-        tokenizer = Tokenizer.from_file(str(folder / "checkpoint" / "tokenizer.json"))
-        self.marker_ids = {
-            name: tokenizer.token_to_id(name) for name in ("<audio_start>", "<audio_end>", "<audio_patch>")
-        }
+        self.text = TextTokenizer.from_folder(folder / "checkpoint")
         self.llm = LLM(
             model=str(folder / "checkpoint"),
             dtype="float32",
@@ -71,7 +72,7 @@ class Engine:
         from vllm import SamplingParams  # noqa: PLC0415
         from vllm.inputs import TokensPrompt  # noqa: PLC0415
 
-        ids, files = prompt_before_expansion(case, self.marker_ids)
+        ids, files = prompt_before_expansion(case, self.text.vocabulary)
         prompt = TokensPrompt(prompt_token_ids=ids)
         if files:
             prompt["multi_modal_data"] = {
@@ -92,6 +93,21 @@ class Engine:
             "token_ids": list(answer.outputs[0].token_ids),
         }, logprobs
 
+    def chat_prompt_ids(self, case: dict[str, Any]) -> list[int]:
+        """The prompt that the case's chat request becomes."""
+        from vllm import SamplingParams  # noqa: PLC0415
+
+        body = body_of(case, self.audio, self.text)
+        (answer,) = self.llm.chat(
+            body.pop("messages"),
+            SamplingParams(temperature=0, max_tokens=1, detokenize=False),
+            use_tqdm=False,
+            chat_template=template_of(case).read_text(encoding="utf-8"),
+            chat_template_content_format="openai",
+            **body,
+        )
+        return list(answer.prompt_token_ids)
+
 
 def main(folder: Path, out: Path) -> None:
     cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["cases"]
@@ -100,6 +116,7 @@ def main(folder: Path, out: Path) -> None:
     logprobs: dict[str, torch.Tensor] = {}
     for case in cases:
         ids[case["name"]], logprobs[case["name"]] = engine.run(case, case["name"])
+        ids[case["name"]]["chat_prompt_token_ids"] = engine.chat_prompt_ids(case)
     padded = [case for case in cases if "greedy_padded_batch" in case]
     if padded:
         engine.llm.apply_model(use_in_worker)

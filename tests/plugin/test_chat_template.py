@@ -8,25 +8,24 @@ from typing import Any
 import httpx
 import pytest
 from golden_folders import DATA
+from recorded_chats import body_of, ids_of, with_arguments_parsed
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm_server import VllmServer
 
+from sidecar.engine.text import TextTokenizer
 from step_audio_vllm import CHAT_TEMPLATE
+
+CHECKPOINT = DATA / "llm" / "checkpoint"
 
 
 def recorded() -> list[Any]:
-    """Recorded requests without spoken history, which no template can write."""
     cases = json.loads((DATA / "ta4" / "render.json").read_text(encoding="utf-8"))["cases"]
-    return [
-        pytest.param(case, id=case["name"])
-        for case in cases
-        if not any("tts_content" in message for message in case["request"]["messages"])
-    ]
+    return [pytest.param(case, id=case["name"]) for case in cases]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(DATA / "llm" / "checkpoint")
+    return AutoTokenizer.from_pretrained(CHECKPOINT)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[Any], **options: Any) -> str:
@@ -35,37 +34,31 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Any], **options: A
     return text
 
 
-def with_arguments_parsed(messages: list[Any]) -> list[Any]:
-    """Tool-call arguments as values, the way vLLM hands them to a template."""
-    parsed = json.loads(json.dumps(messages))
-    for message in parsed:
-        for call in message.get("tool_calls") or []:
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    return list(parsed)
+def body_of_request(case: dict[str, Any], text: TextTokenizer) -> dict[str, Any]:
+    return body_of(case, DATA / "llm" / "audio", text)
+
+
+@pytest.fixture(scope="module")
+def text() -> TextTokenizer:
+    return TextTokenizer.from_folder(CHECKPOINT)
 
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("case", recorded())
-def test_vllm_without_flags_renders_the_recorded_ids(case: dict[str, Any], golden_server: VllmServer) -> None:
-    body = {"model": golden_server.model, **case["request"]}
+def test_vllm_without_flags_renders_the_recorded_ids(
+    case: dict[str, Any], text: TextTokenizer, golden_server: VllmServer
+) -> None:
+    body = {"model": golden_server.model, **body_of_request(case, text)}
     answer = httpx.post(f"{golden_server.base_url}/tokenize", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.json()["tokens"] == case["prompt_token_ids"]
 
 
 @pytest.mark.parametrize("case", recorded())
-def test_transformers_alone_renders_the_recorded_ids_from_plain_strings(
-    case: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+def test_transformers_alone_renders_the_recorded_ids(
+    case: dict[str, Any], text: TextTokenizer, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    request = case["request"]
-    text = render(
-        tokenizer,
-        with_arguments_parsed(request["messages"]),
-        tools=request.get("tools"),
-        add_generation_prompt=request["add_generation_prompt"],
-        continue_final_message=request["continue_final_message"],
-    )
-    assert tokenizer.encode(text) == case["prompt_token_ids"]
+    assert ids_of(body_of_request(case, text), tokenizer, text) == case["prompt_token_ids"]
 
 
 @pytest.mark.parametrize("case", recorded())

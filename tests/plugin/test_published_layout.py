@@ -151,4 +151,5 @@ def test_a_long_recording_is_heard_where_it_fits_into_the_context(length_s: floa
 def test_a_recording_that_does_not_fit_is_refused_with_its_length(server: VllmServer) -> None:
     answer = server.chat({"messages": [user(seconds(400))]})
     assert answer.status_code == 400, answer.text
-    assert "maximum context length (4096)" in answer.json()["error"]["message"]
+    said = answer.json()["error"]["message"]
+    assert "a recording of 400.0 s" in said and "--max-model-len 4096" in said
