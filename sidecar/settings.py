@@ -21,6 +21,8 @@ from sidecar.setting_flags import ENVIRONMENT_PREFIX, add_flag, flag, from_envir
 
 #: The key of the engine's HTTP server: from the environment alone, since a command line is open to every user.
 ENGINE_KEY_VARIABLE = f"{ENVIRONMENT_PREFIX}ENGINE_KEY"
+#: On a 200 of /ready: whose answer it is. Who started a server may find another one at its port, faster to take it.
+PROCESS_ID_HEADER = "X-Process-Id"
 
 #: The authors' wording for reading a text aloud, and for answering a recording.
 TTS_SYSTEM_PROMPT = "Read this paragraph at a natural pace."
@@ -108,7 +110,14 @@ class LimitSettings:
     max_recording_seconds: float = field(
         default=1300.0, metadata=flag(float, "seconds a recording may last, where the context holds so much")
     )
-    max_text_characters: int = field(default=4096, metadata=flag(int, "characters a text or a system prompt may have"))
+    max_text_characters: int = field(
+        default=4096,
+        metadata=flag(
+            int,
+            "characters a text, a system prompt or a transcription's prompt may have (a chat's texts: what the "
+            "context holds)",
+        ),
+    )
     allowed_audio_path: tuple[Path, ...] = field(
         default=(),
         metadata=flag(

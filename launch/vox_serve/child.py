@@ -57,7 +57,8 @@ class Child:
         self._reader.start()
 
     @property
-    def pgid(self) -> int:
+    def pid(self) -> int:
+        """Of the process, and of its group."""
         return self._process.pid
 
     def exit_code(self) -> int | None:
@@ -80,17 +81,17 @@ class Child:
 
     def is_gone(self) -> bool:
         """Whether nothing of it is left, grandchildren included."""
-        if self.exit_code() is None or group_lives(self.pgid):
+        if self.exit_code() is None or group_lives(self.pid):
             return False
-        self._guard.forget(self.pgid)
+        self._guard.forget(self.pid)
         return True
 
     def kill(self) -> None:
         """SIGKILL to it and its grandchildren, now."""
-        signal_group(self.pgid, signal.SIGKILL)
+        signal_group(self.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=1)
-        self._guard.forget(self.pgid)
+        self._guard.forget(self.pid)
 
     def _pass_on(self, log: IO[bytes]) -> None:
         for line in _lines(log):

@@ -54,8 +54,8 @@ def with_free_ports(flags: Flags) -> Flags:
     """The same flags with a free port in the place of each 0."""
     return replace(
         flags,
-        port=flags.port or free_port(flags.host),
-        engine_port=free_port(ENGINE_HOST) if flags.engine_port == 0 else flags.engine_port,
+        port=flags.port or free_port("--port", flags.host),
+        engine_port=free_port("--engine-port", ENGINE_HOST) if flags.engine_port == 0 else flags.engine_port,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import shutil
@@ -90,24 +91,27 @@ def refuse_missing_folder(model: str, folder: str) -> None:
 
 def refuse_taken_port(flag: str, host: str, port: int) -> None:
     """Raise SettingsError where nobody can listen there: before minutes of loading, not after."""
+    _bindable_port(flag, host, port)
+
+
+def free_port(flag: str, host: str) -> int:
+    """A port on which nobody listens at this moment; raises SettingsError where nobody can."""
+    return _bindable_port(flag, host, 0)
+
+
+def _bindable_port(flag: str, host: str, port: int) -> int:
     try:
         kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(kind, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+            return int(probe.getsockname()[1])
     except OSError as error:
+        of_the_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        what_to_do = f"stop what is there or give another {flag}" if of_the_port else "give --host one of its addresses"
         raise SettingsError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}); "
-            f"stop what is there or give another {flag}"
+            f"this machine cannot listen on {host} port {port} ({error.strerror or error}); {what_to_do}"
         ) from error
-
-
-def free_port(host: str) -> int:
-    """A port on which nobody listens at this moment."""
-    kind, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    with socket.socket(kind, socket.SOCK_STREAM) as probe:
-        probe.bind(address)
-        return int(probe.getsockname()[1])
 
 
 def _sees_gpu(environment: Mapping[str, str]) -> bool:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.client import HTTPException
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -22,6 +18,7 @@ from vox_serve.child import Child
 from vox_serve.command import Command
 from vox_serve.guard import Guard
 from vox_serve.plan import Plan
+from vox_serve.readiness import what_is_missing
 
 POLL_S = 0.1
 READY_POLL_TICKS = 4
@@ -115,8 +112,8 @@ class Supervisor:
         return child
 
     def _wait_until_ready(self, url: str) -> None:
-        while (missing := what_is_missing(url)) is not None:
-            engine, sidecar = self._children
+        engine, sidecar = self._children
+        while (missing := what_is_missing(url, sidecar.pid)) is not None:
             self._show_wait(engine.phase or missing or sidecar.phase)
             for _ in range(READY_POLL_TICKS):
                 self._tick()
@@ -178,19 +175,6 @@ def make_run_folder() -> Path:
     folder = Path(tempfile.gettempdir())
     usable = folder if len(os.fsencode(folder)) <= MAX_RUN_FOLDER_BYTES - len("/vox-serve-12345678") else Path("/tmp")
     return Path(tempfile.mkdtemp(prefix="vox-serve-", dir=usable))
-
-
-def what_is_missing(ready_url: str) -> str | None:
-    """None when it answers 200; else what it says is missing, empty where nobody answers yet."""
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ready_url, timeout=2):
-            return None
-    except urllib.error.HTTPError as refusal:
-        with suppress(OSError, HTTPException, ValueError, KeyError, TypeError):
-            return str(json.loads(refusal.read())["error"]["message"])
-        return f"{ready_url} answers {refusal.code}"
-    except (OSError, HTTPException):
-        return ""
 
 
 def _ready_line(plan: Plan, elapsed_s: float) -> str:

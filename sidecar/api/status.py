@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sidecar.api.services import Services
 from sidecar.metrics import CONTENT_TYPE
+from sidecar.settings import PROCESS_ID_HEADER
 
 
 async def health(_: Request) -> Response:
@@ -17,7 +20,7 @@ async def health(_: Request) -> Response:
 async def ready(request: Request) -> Response:
     services: Services = request.app.state.services
     await services.require_ready()
-    return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "ready"}, headers={PROCESS_ID_HEADER: str(os.getpid())})
 
 
 async def metrics(request: Request) -> Response:

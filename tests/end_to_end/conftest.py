@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from vllm_server import unused_port
 
 READY_WITHIN_S = 400
 STOPPED_WITHIN_S = 10
@@ -86,11 +86,8 @@ def wait_until_ready(server: RunningServer) -> None:
     deadline_s = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < deadline_s:
         assert server.launcher.poll() is None, f"the launcher ended:\n{server.log[-6000:]}"
-        try:
-            if httpx.get(f"{server.url}/ready", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
+        if "[launcher] ready after" in server.log:
+            return
         time.sleep(0.5)
     raise AssertionError(f"not ready within {READY_WITHIN_S} s:\n{server.log[-6000:]}")
 
@@ -118,7 +115,7 @@ def what_is_left() -> Callable[[list[int], float], list[int]]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The server that all tests share; when they are done, it must go without leaving anything."""
     folder = short_folder(tmp_path_factory)
-    with launched(folder, _free_port()) as running:
+    with launched(folder, unused_port()) as running:
         yield running
         pids = running.processes()
         assert len(pids) >= 4, "the guard, the sidecar, vLLM's server and its engine"
@@ -148,9 +145,3 @@ def short_folder(factory: pytest.TempPathFactory) -> Path:
     folder = factory.mktemp("run")
     assert len(str(folder)) <= 50, f"{folder} is too long a path for a unix socket; set TMPDIR to a shorter one"
     return folder
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -40,6 +40,10 @@ def test_ready_follows_the_engine_as_it_goes_and_comes_back(server: SpeechServer
     assert requests.get(f"{server.url}/ready", timeout=5).ok
 
 
+def test_a_server_that_is_ready_says_which_process_it_is(server: SpeechServer) -> None:
+    assert requests.get(f"{server.url}/ready", timeout=5).headers["X-Process-Id"] == str(os.getpid())
+
+
 def test_until_a_first_sentence_is_spoken_health_answers_and_the_rest_says_what_is_missing(
     checkpoint: Path, reply: list[int]
 ) -> None:

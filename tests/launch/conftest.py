@@ -31,7 +31,7 @@ print("engine is serving", flush=True)
 time.sleep(120)
 """
 
-#: Answers 503 with a reason until the file `go` exists, then 200.
+#: Answers 503 with a reason until the file `go` exists, then 200 with its process id.
 SIDECAR = """
 import http.server, json, os, pathlib, sys
 folder, port = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -41,6 +41,8 @@ class Ready(http.server.BaseHTTPRequestHandler):
         body = b"{}" if ready else json.dumps({"error": {"message": "a voice is missing"}}).encode()
         self.send_response(200 if ready else 503)
         self.send_header("Content-Length", str(len(body)))
+        if ready:
+            self.send_header("X-Process-Id", str(os.getpid()))
         self.end_headers()
         self.wfile.write(body)
     def log_message(self, *words):

@@ -43,8 +43,11 @@ def test_a_taken_port_is_found_before_anything_is_loaded(flag: str, free_port: i
     assert_one_sentence(refused, flag, port)
 
 
-def test_a_host_that_is_not_ours_is_refused(free_port: int) -> None:
-    assert_one_sentence(launch("--model", "tiny", "--host", "192.0.2.1", "--port", str(free_port)), "192.0.2.1")
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+@pytest.mark.parametrize("any_port", [False, True])
+def test_a_host_that_is_not_ours_is_refused(host: str, any_port: bool, free_port: int) -> None:
+    port = "0" if any_port else str(free_port)
+    assert_one_sentence(launch("--model", "tiny", "--host", host, "--port", port), host, "--host")
 
 
 def test_a_value_out_of_range_is_one_sentence_too() -> None:

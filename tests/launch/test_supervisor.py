@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,14 @@ from vox_serve.supervisor import make_run_folder
 
 Supervise = Callable[..., Any]
 Gone = Callable[..., None]
+
+
+class AlwaysReady(BaseHTTPRequestHandler):
+    """Somebody else's server: 200 to everything."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
 
 
 def test_it_says_what_it_waits_for_and_once_when_ready(supervise: Supervise, tmp_path: Path) -> None:
@@ -26,6 +36,21 @@ def test_it_says_what_it_waits_for_and_once_when_ready(supervise: Supervise, tmp
     running.wait_for_line("ready after")
     assert running.lines().count("ready after") == 1
     assert "curl http://127.0.0.1:" in running.lines()
+
+
+def test_another_server_that_took_the_port_is_not_taken_for_the_sidecar(
+    supervise: Supervise, tmp_path: Path, free_port: int
+) -> None:
+    until_go = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1], 'go').exists(): time.sleep(0.05)\n"
+    with HTTPServer(("127.0.0.1", free_port), AlwaysReady) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        running = supervise(sidecar=f"{until_go}sys.exit('the port is taken')")
+        running.wait_for_line("another server answers at")
+        (tmp_path / "go").touch()
+        assert running.process.wait(timeout=15) == 1
+        other.shutdown()
+    assert "sidecar ended with exit code 1: the port is taken" in running.lines()
+    assert "ready after" not in running.lines()
 
 
 def test_child_lines_carry_the_child_s_name(supervise: Supervise) -> None:
