@@ -36,7 +36,6 @@ class MessageReader:
         require_plain: text and the name of its field; raises BadRequest for text that names a control token.
         recording: an uploaded recording as items; raises for what cannot be used.
         spoken_turn: an assistant message's `tts_content` and the name of its field, as an item; raises BadRequest.
-        max_text_characters: in one message that the model did not write.
     """
 
     def __init__(
@@ -45,13 +44,11 @@ class MessageReader:
         require_plain: Callable[[str, str], None],
         recording: Callable[[bytes], list[AudioItem]],
         spoken_turn: Callable[[Any, str], AudioItem],
-        max_text_characters: int,
     ) -> None:
         self.items: list[AudioItem] = []
         self._require_plain = require_plain
         self._recording = recording
         self._spoken_turn = spoken_turn
-        self._max_text_characters = max_text_characters
 
     def read(self, message: Any, where: str) -> dict[str, Any]:
         """The message to send on. It decodes recordings, so it does not belong on the event loop.
@@ -98,19 +95,11 @@ class MessageReader:
         else:
             raise BadRequest(f"{where} must be a string or a list of parts", param=where)
         if role != "assistant":  # what the model wrote, control tokens included, may come back as its history
-            self._check_text([part for part in parts if isinstance(part, str)], where)
+            for text in (part for part in parts if isinstance(part, str)):
+                self._require_plain(text, where)
         if content is None or isinstance(content, str):
             return content
         return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-
-    def _check_text(self, texts: list[str], where: str) -> None:
-        characters = sum(map(len, texts))
-        if characters > self._max_text_characters:
-            raise BadRequest(
-                f"{where} has {characters} characters; at most {self._max_text_characters} are allowed", param=where
-            )
-        for text in texts:
-            self._require_plain(text, where)
 
     def _parts(self, content: list[Any], where: str) -> Iterator[str | Part]:
         for index, part in enumerate(content):
@@ -154,11 +143,14 @@ class MessageReader:
         """Both as they came and as the chat format writes them, with every escape undone."""
         if isinstance(arguments, str):
             self._require_plain(arguments, where)
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
-                return
-        self._require_plain(json.dumps(arguments, ensure_ascii=False), where)
+        try:
+            read = json.loads(arguments) if isinstance(arguments, str) else arguments
+            written = json.dumps(read, ensure_ascii=False)
+        except ValueError:
+            return
+        except RecursionError as error:
+            raise BadRequest(f"{where} are nested too deeply; send flatter ones", param=where) from error
+        self._require_plain(written, where)
 
     def _name(self, value: Any, where: str) -> str:
         if not isinstance(value, str):

@@ -91,8 +91,7 @@ class WholeReply:
                 for call in calls
             ],
         )
-        if calls:
-            choice["finish_reason"] = "tool_calls"
+        choice["finish_reason"] = finish_reason(choice, called=bool(calls))
         if not self._asked.wants_ids:
             choice[IDS_OF_CHOICE] = None
 
@@ -153,8 +152,14 @@ class StreamedChoice:
             add_split(delta, split, one_call_alone=self._one_call_alone)
         self._called |= "tool_calls" in delta
         choice["delta"] = delta
-        if last and self._called:
-            choice["finish_reason"] = "tool_calls"
+        if last:
+            choice["finish_reason"] = finish_reason(choice, called=self._called)
+
+
+def finish_reason(choice: dict[str, Any], *, called: bool) -> str | None:
+    """A reply that was cut is no finished call: what was streamed of its arguments may be half of them."""
+    reason: str | None = choice.get("finish_reason")
+    return "tool_calls" if called and reason == "stop" else reason
 
 
 def add_split(delta: dict[str, Any], split: Split, *, one_call_alone: bool) -> None:

@@ -47,7 +47,6 @@ class ChatReader:
     require_plain: Callable[[str, str], None]
     recording: Callable[[bytes], list[AudioItem]]
     spoken_turn: Callable[[Any, str], AudioItem]
-    max_text_characters: int
 
     def read(self, body: bytes) -> ChatRequest:
         """It decodes recordings, so it does not belong on the event loop.
@@ -66,9 +65,10 @@ class ChatReader:
             require_plain=self.require_plain,
             recording=self.recording,
             spoken_turn=self.spoken_turn,
-            max_text_characters=self.max_text_characters,
         )
         chat["messages"] = [reader.read(message, f"messages[{index}]") for index, message in enumerate(messages)]
+        if chat.get("continue_final_message"):
+            refuse_open_sound(chat["messages"][-1])
         if chat.get("tools") is not None:
             # as the chat format writes them: names, descriptions and schemas, keys too
             self.require_plain(json.dumps(chat["tools"], ensure_ascii=False), "tools")
@@ -86,6 +86,17 @@ def read_completion(body: bytes) -> dict[str, Any]:
     completion = json_object(body)
     refuse_fields(completion, REFUSED_FIELDS)
     return completion
+
+
+def refuse_open_sound(message: dict[str, Any]) -> None:
+    """An open message is cut behind its last text, so sound at its end would lose its place in the prompt."""
+    content = message["content"]
+    if isinstance(content, list) and content and content[-1]["type"] != "text":
+        raise BadRequest(
+            "continue_final_message: the last message ends with sound, and only text can be continued; end it with "
+            "text, or close it and let add_generation_prompt open the reply",
+            param="continue_final_message",
+        )
 
 
 def check_template_fields(given: Any) -> None:

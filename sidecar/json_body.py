@@ -7,12 +7,18 @@ from typing import Any, NoReturn
 
 from sidecar.errors import BadRequest
 
+#: Numbers, lists and so on in a body. Long texts and recordings are one each; a list of lists takes twenty times the
+#: memory of its JSON, and while JSON is read nothing else runs.
+MAX_VALUES = 1_000_000
+
 
 def json_object(body: bytes) -> dict[str, Any]:
     """
     Raises:
-        BadRequest: not JSON (NaN and Infinity are not), or not an object.
+        BadRequest: not JSON (NaN and Infinity are not), not an object, or an object of too many values.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:  # at least as many as there are values, but one
+        raise BadRequest(f"the body has more than {MAX_VALUES:,} commas and brackets; send fewer values")
     try:
         parsed = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

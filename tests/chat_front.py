@@ -45,6 +45,7 @@ def user(content: Any) -> dict[str, Any]:
 
 
 def sound(data: bytes) -> dict[str, Any]:
+    """A recording whose client names the wrong format: the bytes themselves are looked at."""
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "mp3"}}
 
 
@@ -61,10 +62,4 @@ def wav(seconds: float = 1.0, rate_hz: int = 16_000, channels: int = 1) -> bytes
     tone = np.sin(2 * np.pi * 440 * time_s).astype(np.float32)[:, None].repeat(channels, 1) * 0.3
     data = io.BytesIO()
     soundfile.write(data, tone, rate_hz, format="WAV", subtype="PCM_16")
-    return data.getvalue()
-
-
-def floats(values: Any) -> bytes:
-    data = io.BytesIO()
-    soundfile.write(data, np.asarray(values, dtype=np.float32), 16_000, format="WAV", subtype="FLOAT")
     return data.getvalue()

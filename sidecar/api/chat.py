@@ -18,7 +18,7 @@ from sidecar.api.relay import Relayed, as_json, ask, whole_body
 from sidecar.api.services import Services
 from sidecar.chat_reply import StreamedReply, WholeReply
 from sidecar.chat_requests import ChatReader
-from sidecar.engine.audio_items import recording_reader
+from sidecar.engine.audio_items import recordings_reader
 from sidecar.engine.prompts import chat_prompt, require_room
 from sidecar.engine.speech_chat import SpeechChat, opens_speech, speech_chat
 
@@ -41,15 +41,15 @@ def read(services: Services, body: bytes) -> tuple[dict[str, Any], SpeechChat | 
     limits, text = services.settings.limits, services.text
     reader = ChatReader(
         require_plain=text.require_plain,
-        recording=recording_reader(limits.max_recording_seconds),
+        recording=recordings_reader(limits.max_recording_seconds, lambda: services.pipeline.max_model_len),
         spoken_turn=partial(services.spoken_turns.item, text=text),
-        max_text_characters=limits.max_text_characters,
     )
     chat = reader.read(body)
+    asked = speech_chat(chat.body) if opens_speech(chat.body) else None
+    content = as_json(chat.body if asked is None else asked.body)
     if chat.items:
         require_room(chat_prompt(chat.body, chat.items), text, services.pipeline.max_model_len)
-    asked = speech_chat(chat.body) if opens_speech(chat.body) else None
-    return as_json(chat.body if asked is None else asked.body), asked
+    return content, asked
 
 
 ROUTES = [Route("/v1/chat/completions", chat_completions, methods=["POST"])]

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from sidecar.api.hang_up import unless_hung_up
 from sidecar.api.services import Services
 from sidecar.engine.http import engine_error
-from sidecar.errors import EngineFailed, NotFound, SidecarError
+from sidecar.errors import BadRequest, EngineFailed, NotFound, SidecarError
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,17 @@ class Unchanged:
 
 
 def as_json(body: dict[str, Any]) -> dict[str, Any]:
-    return {"content": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}}
+    """
+    Raises:
+        BadRequest: some text in it is no Unicode, which no tokenizer takes.
+    """
+    try:
+        content = json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(
+            "the body holds half of a surrogate pair; send valid Unicode", code="invalid_unicode"
+        ) from error
+    return {"content": content, "headers": {"Content-Type": "application/json"}}
 
 
 async def relay_json(request: Request, body: dict[str, Any]) -> Response:
@@ -100,7 +110,7 @@ async def ask(request: Request, content: dict[str, Any]) -> httpx.Response:
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         await answer.aclose()
         raise EngineFailed("the language model refuses this server's own key; restart both with the same one")
-    if answer.status_code == httpx.codes.NOT_FOUND and b'"error"' not in await answer.aread():
+    if answer.status_code == httpx.codes.NOT_FOUND and b'"error"' not in await whole_body(request, answer):
         raise NotFound(f"the language model's server has no {request.url.path}: this model does not offer it")
     return answer
 

@@ -6,6 +6,7 @@ vLLM answers them in JSON alone; the other formats that this model can fill are 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -14,11 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from sidecar.api.hang_up import quiet_when_hung_up, unless_hung_up
-from sidecar.api.relay import Relayed, ask
+from sidecar.api.hang_up import quiet_when_hung_up
+from sidecar.api.relay import Relayed, ask, whole_body
 from sidecar.api.services import Services
 from sidecar.audio.decode import decode_recording, to_mono16k, wav16k_bytes
-from sidecar.engine.http import engine_error
 from sidecar.errors import BadRequest, EngineFailed
 
 Fields = dict[str, list[str]]
@@ -51,7 +51,7 @@ async def transcriptions(request: Request) -> Response:
         recording = form.get("file")
         if not isinstance(recording, UploadFile):
             raise BadRequest("file must be a recording, sent as multipart/form-data", param="file")
-        fields = read_fields(form, services)
+        fields = await asyncio.to_thread(read_fields, form, services)  # a form may have a thousand
         wanted = answer_format(fields)
         wav, seconds = await asyncio.to_thread(decoded, await recording.read(), services)
     translates = request.url.path == TRANSLATIONS
@@ -59,7 +59,7 @@ async def transcriptions(request: Request) -> Response:
     answer = await ask(request, {"data": data, "files": {"file": ("recording.wav", wav, "audio/wav")}})
     if wanted == "json" or answer.status_code != 200 or streamed(answer):
         return Relayed(answer)
-    reply = await whole_reply(request, answer)
+    reply = read_reply(await whole_body(request, answer))
     if wanted == "text":
         return PlainTextResponse(reply["text"])
     task = "translate" if translates else "transcribe"
@@ -126,20 +126,14 @@ def streamed(answer: httpx.Response) -> bool:
     return str(answer.headers.get("content-type")).startswith("text/event-stream")
 
 
-async def whole_reply(request: Request, answer: httpx.Response) -> dict[str, Any]:
+def read_reply(body: bytes) -> dict[str, Any]:
     """vLLM's JSON: the text and, of a transcription, the usage.
 
     Raises:
-        EngineFailed: it broke off, or is none.
+        EngineFailed: it is none.
     """
     try:
-        await unless_hung_up(request.receive, answer.aread())
-    except httpx.HTTPError as error:
-        raise engine_error(error) from error
-    finally:
-        await answer.aclose()
-    try:
-        reply: dict[str, Any] = answer.json()
+        reply: dict[str, Any] = json.loads(body)
         return {"text": str(reply["text"]), **({"usage": reply["usage"]} if reply.get("usage") else {})}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EngineFailed("the language model's server answered with something that is no transcription") from error

@@ -16,8 +16,6 @@ from sidecar.audio.resample import resample
 from sidecar.errors import RecordingTooLong, UnsupportedMedia, UnusableAudio
 from sidecar.timebase import INPUT_RATE_HZ
 
-__all__ = ["Recording", "decode_recording", "resample", "to_mono16k", "wav16k_bytes"]
-
 #: Decoded numbers, all channels together (512 MiB as float32): 23 minutes of 48 kHz stereo. A few kilobytes of FLAC or
 #: Opus can hold hours of silence in 255 channels; nothing that people record comes near.
 MAX_VALUES = 1 << 27

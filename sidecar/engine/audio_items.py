@@ -56,6 +56,26 @@ def recording_reader(max_seconds: float) -> Callable[[bytes], list[AudioItem]]:
     return read
 
 
+def recordings_reader(max_seconds: float, max_tokens: Callable[[], int]) -> Callable[[bytes], list[AudioItem]]:
+    """`recording_reader` for all the recordings of one chat, which together may be too much to hold.
+
+    Some kilobytes hold hours of silence. So once those before stand for more than `max_tokens`, no further one is
+    decoded, and it has no items: `require_room` refuses this chat anyway, and its words depend on the rest alone.
+    """
+    read_one = recording_reader(max_seconds)
+    taken = 0
+
+    def read(data: bytes) -> list[AudioItem]:
+        nonlocal taken
+        if taken > max_tokens():
+            return []
+        items = read_one(data)
+        taken += sum(item.prompt_tokens for item in items)
+        return items
+
+    return read
+
+
 def longest_recording_s(tokens: int) -> float:
     """Seconds, down to a tenth, of the longest recording for which so many ids stand, or fewer."""
     whole, left = divmod(tokens, placeholders(PIECE_SAMPLES) + MARKERS_PER_PIECE)

@@ -83,7 +83,7 @@ def render(prompt: Prompt) -> str:
     messages, tools = prompt.messages, ""
     if prompt.tools:
         tools = f"{BEGIN_OF_TURN}tool_json_schemas\n{as_template_json(prompt.tools)}{END_OF_TURN}"
-    turns = [_turn(message, messages) + END_OF_TURN for message in messages]
+    turns = [_turn(message, messages[:place]) + END_OF_TURN for place, message in enumerate(messages)]
     if messages[0]["role"] == "system":
         turns.insert(1, tools)
     elif tools:
@@ -92,9 +92,9 @@ def render(prompt: Prompt) -> str:
     return whole.removesuffix(END_OF_TURN) if prompt.ends_open else whole
 
 
-def _turn(message: Message, messages: Sequence[Message]) -> str:
+def _turn(message: Message, earlier: Sequence[Message]) -> str:
     role = {"user": "human", "tool": "function_output"}.get(message["role"], message["role"])
-    called = f"{_name_of_call(message.get('tool_call_id'), messages)}\n" if message["role"] == "tool" else ""
+    called = f"{_name_of_call(message.get('tool_call_id'), earlier)}\n" if message["role"] == "tool" else ""
     calls = "".join(map(_call, message.get("tool_calls") or ()))
     return f"{BEGIN_OF_TURN}{role}\n{called}{_content(message['content'])}{calls}"
 
@@ -114,8 +114,8 @@ def _call(call: Message) -> str:
     return f"{TOOL_CALL_START}function\n{call['function']['name']}\n{as_template_json(arguments)}{TOOL_CALL_END}"
 
 
-def _name_of_call(call_id: str | None, messages: Sequence[Message]) -> str:
-    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+def _name_of_call(call_id: str | None, earlier: Sequence[Message]) -> str:
+    calls = [call for message in earlier for call in message.get("tool_calls") or ()]
     names = [call["function"]["name"] for call in calls if call_id and call["id"] == call_id]
     return names[-1] if names else "tool"
 

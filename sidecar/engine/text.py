@@ -10,6 +10,9 @@ from sidecar.errors import BadRequest, CheckpointError
 from step_audio_vllm.spoken_turn import allowed_ids
 from step_audio_vllm.vocabulary import MissingToken, Vocabulary
 
+#: Of one text. No more fits a context of 16,384 tokens, the longest of which stand for 128 characters.
+MAX_CHARACTERS = 1 << 21
+
 
 def byte_of_letter() -> dict[str, int]:
     """GPT-2's byte-level alphabet, backwards: the printable letter that stands for a byte -> that byte."""
@@ -71,8 +74,19 @@ class TextTokenizer:
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one piece of text, nothing added; names of added tokens in it become those tokens."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of one piece of text, nothing added; names of added tokens in it become those tokens.
+
+        Raises:
+            BadRequest: it is longer than any context.
+        """
+        if len(text) > MAX_CHARACTERS:
+            raise BadRequest(
+                f"a text of {len(text):,} characters came; at most {MAX_CHARACTERS:,} are taken: send a shorter text "
+                "or conversation",
+                code="context_length_exceeded",
+            )
+        # the form for batches: the other one lets no other thread run, for seconds where a text is long
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def count(self, text: str) -> int:

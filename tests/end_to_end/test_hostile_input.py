@@ -120,7 +120,7 @@ def test_odd_sound_is_answered(kind: str, way: Way, client: httpx.Client, usual:
 
 
 def million_tokens() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Everywhere that text goes in; the model's own earlier words have no limit but the context."""
+    """Everywhere that text goes in; the texts of a chat have no limit but the context."""
     text = {"type": "text", "text": MILLION_TOKENS}
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": MILLION_TOKENS}]
     return {

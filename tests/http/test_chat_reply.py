@@ -269,6 +269,16 @@ def test_what_nobody_offered_stays_text(fields: dict[str, Any]) -> None:
     assert (message["content"], message["calls"], message["finish_reason"]) == (WEATHER, {}, "stop")
 
 
+def test_a_reply_that_was_cut_says_so_also_where_it_called() -> None:
+    ids, (*_, bracket) = spoken("Wait.", [3], WEATHER + TIME), TEXT.encode("</tool_call>")
+    whole_call, half_call = ids[:-1], ids[: ids.index(bracket)]
+    for cut in (whole_call, half_call):
+        message = joined(stream(streaming(cut, 9, reason="length"), tools=TOOLS))
+        assert (message["calls"][0]["name"], message["finish_reason"]) == ("weather", "length")
+    (choice,) = whole(answered(whole_call, reason="length"), tools=TOOLS)["choices"]
+    assert (len(choice["message"]["tool_calls"]), choice["finish_reason"]) == (2, "length")
+
+
 def test_a_client_of_one_call_gets_the_first() -> None:
     ids, fields = spoken("Wait.", [3], WEATHER + TIME), {"tools": TOOLS, "parallel_tool_calls": False}
     (call,) = whole(answered(ids), **fields)["choices"][0]["message"]["tool_calls"]

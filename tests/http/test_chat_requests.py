@@ -11,6 +11,7 @@ from chat_front import TEXT, sound, user
 
 from sidecar.chat_messages import AudioItem
 from sidecar.chat_requests import ChatReader, read_completion
+from sidecar.engine.text import MAX_CHARACTERS
 from sidecar.errors import BadRequest
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -26,7 +27,6 @@ READER = ChatReader(
     require_plain=TEXT.require_plain,
     recording=in_two,
     spoken_turn=lambda value, where: AudioItem(f"{where}: {value}".encode(), 7, is_recording=False),
-    max_text_characters=100,
 )
 
 
@@ -162,6 +162,15 @@ def test_a_spoken_turn_and_recordings_are_counted_in_their_order() -> None:
     assert [(item.prompt_tokens, item.is_recording) for item in chat.items] == [(3, True), (7, False), (1, True)]
 
 
+@pytest.mark.parametrize(
+    "last", [user([{"type": "text", "text": "A"}, sound(b"abc")]), {"role": "assistant", "tts_content": SAID}]
+)
+def test_an_open_message_that_ends_with_sound_is_refused(last: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="only text can be continued"):
+        read(user("Hi"), last, continue_final_message=True, add_generation_prompt=False)
+    assert read(user("Hi"), last)["messages"][-1]["content"][-1]["type"] == "input_audio"
+
+
 def test_only_an_assistant_has_spoken() -> None:
     with pytest.raises(BadRequest, match="assistant") as caught:
         read({**user("Hi"), "tts_content": SAID})
@@ -253,10 +262,45 @@ def test_a_body_that_is_no_chat_is_refused(body: bytes) -> None:
         READER.read(body)
 
 
-def test_text_above_the_limit_is_refused_but_not_the_models_own() -> None:
-    with pytest.raises(BadRequest, match="at most 100"):
-        read(user([{"type": "text", "text": "a" * 60}, sound(b""), {"type": "text", "text": "b" * 41}]))
-    assert read({"role": "assistant", "content": "a" * 101})["messages"]
+def test_texts_may_be_as_long_as_the_context_holds() -> None:
+    result = {"role": "tool", "tool_call_id": "c1", "content": "word " * 10_000}
+    assert read(result)["messages"] == [result]
+
+
+TOO_LONG = "a" * (MAX_CHARACTERS + 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [user(TOO_LONG)]},
+        {"messages": [user(["a" * 2**20, "b" * 2**20, "c"])]},
+        {"messages": [{"role": TOO_LONG, "content": ""}]},
+        {"messages": [calling(name="f", arguments={"a": TOO_LONG})]},
+        {**HELLO, "tools": [{"type": "function", "function": {"name": "f", "description": TOO_LONG}}]},
+    ],
+    ids=["text", "parts", "role", "arguments", "tools"],
+)
+def test_a_text_that_no_context_holds_is_refused_before_it_is_tokenized(body: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="at most 2,097,152") as caught:
+        READER.read(json.dumps(body).encode())
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("values", [b"[],", b"{},", b"0,", b"[", b'{"":'])
+def test_a_body_of_a_million_values_is_refused_before_they_are_made(values: bytes) -> None:
+    body = b'{"messages": [' + values * 1_000_001
+    with pytest.raises(BadRequest, match="more than 1,000,000"):
+        READER.read(body)
+
+
+@pytest.mark.parametrize("depth", [*range(940, 1000), 100_000])
+def test_arguments_are_read_or_refused_however_deep_they_are(depth: int) -> None:
+    message = calling(name="f", arguments="[" * depth + "]" * depth)
+    try:
+        assert read(message)["messages"] == [message]
+    except BadRequest as refused:
+        assert refused.param == "messages[0].tool_calls[0].function.arguments"
 
 
 def test_a_raw_completion_may_write_its_own_turns() -> None:

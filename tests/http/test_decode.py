@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from sidecar.audio import decode
-from sidecar.audio.decode import Recording, decode_recording, resample, to_mono16k, wav16k_bytes
+from sidecar.audio.decode import Recording, decode_recording, to_mono16k, wav16k_bytes
 from sidecar.audio.pcm import pcm16
+from sidecar.audio.resample import resample
 from sidecar.errors import UnsupportedMedia, UnusableAudio
 from sidecar.voices.mel import flow_mel
 from sidecar.voices.tokenizer import log_mel

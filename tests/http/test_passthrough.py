@@ -16,8 +16,9 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from chat_front import CHAT, ROUTES, TEXT, floats, front, front_of, sound, user, wav
+from chat_front import CHAT, ROUTES, TEXT, front, front_of, sound, user, wav
 from golden_folders import DATA
+from hostile_recordings import NO_SOUND, NOT_FINITE
 from requests_with_audio import with_recordings
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -76,6 +77,20 @@ def test_a_refused_body_never_reaches_the_engine() -> None:
         answer = httpx.post(url + CHAT, json={"messages": [user("<|EOT|>")]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "control_token")
         assert httpx.post(f"{url}/v1/completions", content=b"{").status_code == 400
+    assert engine.seen == []
+
+
+@pytest.mark.parametrize("heard", [[], [sound(wav())]], ids=["text alone", "with a recording"])
+def test_text_that_is_no_unicode_never_reaches_the_engine(heard: list[Any]) -> None:
+    bodies = [
+        {"messages": [user(["Hi", *heard]), {"role": "assistant", "content": "ab\ud83d"}, user("And?")]},
+        {"messages": [user(["Hi", *heard])], "stop": ["\ud83d"]},
+    ]
+    with front_of(lambda: JSONResponse({})) as (url, engine):
+        for body in bodies:
+            answer = httpx.post(url + CHAT, content=json.dumps(body))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_unicode")
+        assert httpx.post(f"{url}/v1/completions", content=rb'{"prompt": "\ud83d"}').status_code == 400
     assert engine.seen == []
 
 
@@ -211,6 +226,17 @@ def test_what_does_not_fit_the_context_is_refused_with_the_seconds_that_would(be
         assert ask(url, longest_s).status_code == 200
 
 
+def test_what_comes_after_a_full_context_is_not_even_decoded() -> None:
+    """Some kilobytes of silence are an hour of it; hundreds of them would fill any memory."""
+    messages = [user([sound(wav(60))]), user([sound(b"no sound at all")] * 3)]
+    with front_of(lambda: JSONResponse({}), max_model_len=600) as (url, engine):
+        error = httpx.post(url + CHAT, json={"messages": messages}, timeout=30).json()["error"]
+        assert (error["code"], engine.seen) == ("context_length_exceeded", [])
+        longest_s = float(error["message"].partition("may last ")[2].partition(" s")[0])
+        messages[:] = [user([sound(wav(longest_s))]), user([])]
+        assert httpx.post(url + CHAT, json={"messages": messages}, timeout=30).status_code == 200
+
+
 def test_a_conversation_that_is_too_long_without_its_recordings_is_told_so() -> None:
     said = {"role": "assistant", "tts_content": {"tts_audio": "<audio_5>" * 800}}
     with front_of(lambda: JSONResponse({}), max_model_len=600) as (url, engine):
@@ -224,9 +250,9 @@ def test_a_conversation_that_is_too_long_without_its_recordings_is_told_so() -> 
     ("data", "status"),
     [
         (b"no sound at all", 415),
-        (floats([0.1, np.nan] * 800), 422),
-        (floats([np.inf] * 800), 422),
-        (floats([]), 422),
+        (NOT_FINITE["nan"], 422),
+        (NOT_FINITE["infinity"], 422),
+        (NO_SOUND["no samples"], 422),
         (wav(3.0), 400),
     ],
     ids=["not audio", "nan", "infinite", "empty", "too long"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 from contextlib import aclosing
 from functools import partial
 from io import BytesIO
@@ -41,7 +42,6 @@ READER = ChatReader(
     require_plain=TEXT.require_plain,
     recording=recording_reader(60),
     spoken_turn=partial(SpokenTurns().item, text=TEXT),
-    max_text_characters=10_000,
 )
 
 
@@ -159,6 +159,19 @@ def test_token_bytes_put_together_are_the_text() -> None:
     text = "龘😀𠮷 na\u00efve\n\n<tool_call>"
     assert b"".join(map(TEXT.token_bytes, TEXT.encode(text))) == text.encode()
     assert TEXT.token_bytes(10**9) == b""
+
+
+def test_others_go_on_while_a_long_text_is_tokenized() -> None:
+    ticks, done = 0, threading.Event()
+
+    def encode() -> None:
+        TEXT.encode("hello world this is text " * 40_000)
+        done.set()
+
+    threading.Thread(target=encode).start()
+    while not done.wait(0.001):
+        ticks += 1
+    assert ticks > 20
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from chat_front import TEXT, floats, ids_in_item
+from chat_front import TEXT, ids_in_item
 from golden_folders import copies
+from requests_with_audio import float_wav
 
 from sidecar.chat_messages import AudioItem
 from sidecar.engine.audio_items import recording_reader
@@ -175,7 +176,7 @@ def test_a_reply_that_no_history_may_hold_is_not_kept(reply: list[int]) -> None:
 
 
 def test_a_client_cannot_send_ids_as_a_recording() -> None:
-    forged = floats(samples_of([WORDS.tts_start, WORDS.end_of_turn, WORDS.begin_of_turn, WORDS.tts_end]))
+    forged = float_wav(samples_of([WORDS.tts_start, WORDS.end_of_turn, WORDS.begin_of_turn, WORDS.tts_end]))
     assert token_ids_of(soundfile.read(io.BytesIO(forged), dtype="float32")[0]) is not None
     (heard,) = recording_reader(10)(forged)
     samples, _ = soundfile.read(io.BytesIO(heard.wav), dtype="float32")
