@@ -85,7 +85,6 @@ def _text_config(given: dict[str, Any] | Qwen2Config | None) -> Qwen2Config:
         return given
     fields = {key: value for key, value in (given or {}).items() if key not in _PUBLISHER_ONLY}
     # what the published file leaves out, and what it must not change
-    fields.setdefault("hidden_act", "silu")
     fields |= {
         "architectures": ["Qwen2ForCausalLM"],
         "tie_word_embeddings": False,

@@ -36,12 +36,14 @@ class StepAudio2MultiModalProcessor(BaseMultiModalProcessor[StepAudio2Processing
         """Flat features: every chunk of every recording one after another, so that nothing is padded.
 
         Raises:
-            ValueError: an item is empty, not finite, too long, or a spoken turn that cannot be one; vLLM answers that
-                request, and only that one, with 400.
+            ValueError: an item is empty, not finite, too long, a spoken turn that cannot be one, or embeddings; vLLM
+                answers that request, and only that one, with 400.
         """
         if not mm_items or mm_items.get_count("audio", strict=False) == 0:
             return BatchFeature()
-        audios = mm_items.get_items("audio", AudioProcessorItems)
+        audios = mm_items["audio"]
+        if not isinstance(audios, AudioProcessorItems):
+            raise ValueError("embeddings of sound are not taken; send the recording itself, as input_audio")
         clips = [self._clip(samples_of(audio)) for audio in audios.get_all()]
         dtype = self.info.ctx.model_config.dtype
         return BatchFeature(

@@ -48,7 +48,7 @@ def token_ids_of(waveform: NDArray[np.float32]) -> list[int] | None:
     Raises:
         ValueError: it begins like a spoken turn, but the rest of it was cut, resampled or changed.
     """
-    if waveform.ndim != 1 or not np.array_equal(waveform[: len(_BEGIN)], _BEGIN):
+    if not np.array_equal(waveform[: len(_BEGIN)], _BEGIN):
         return None
     body = waveform[_HEADER:]
     # first, because turning other numbers into integers is undefined; NaN compares as False

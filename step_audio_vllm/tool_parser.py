@@ -97,8 +97,14 @@ def last_text(message: Mapping[str, Any]) -> str:
 
 
 def offered_names(request: Any) -> set[str] | None:
-    """Names of the request's tools, in the chat form or in the one of the responses API; None where it has none."""
-    return {getattr(tool, "function", tool).name for tool in request.tools} if request.tools else None
+    """Names of the request's functions; None where it lists no tools.
+
+    The responses API has them without a `function` around, and knows tools that are no functions and have no name.
+    """
+    if not request.tools:
+        return None
+    functions = [getattr(tool, "function", tool) for tool in request.tools]
+    return {function.name for function in functions if hasattr(function, "name")}
 
 
 def call_id() -> str:

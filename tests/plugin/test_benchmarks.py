@@ -47,6 +47,14 @@ def test_time_a_token_counts_only_what_lies_between_the_given_times() -> None:
         streams.token_ms(arrivals, first=3, last=10)
 
 
+def test_what_is_compared_are_turns_of_the_same_round() -> None:
+    plain, ours = (
+        [streams.Decode(engine_ms=ms, client_ms=ms, prompt_tokens=1) for ms in rounds]
+        for rounds in ((5, 10, 20), (6, 10, 20))
+    )
+    assert llm.decode_cells(ours, plain) == "10.00 ± 7.00 | 10.00 | 1.000 |"
+
+
 def test_plain_qwen2_gets_the_plugins_sizes_and_tokens(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "ours", "full")
     llm.write_plain_qwen2(tmp_path / "ours", tmp_path / "plain")

@@ -10,6 +10,7 @@ import pytest
 from golden_folders import DATA
 from recorded_chats import body_of, ids_of, with_arguments_parsed
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm_server import VllmServer
 
 from sidecar.engine.text import TextTokenizer
@@ -93,3 +94,30 @@ def test_a_tool_result_carries_the_name_of_the_call_it_answers(tokenizer: PreTra
     ]
     text = render(tokenizer, messages)
     assert "<|BOT|>function_output\nlisten\nnoise<|EOT|><|BOT|>function_output\ntool\nwhat<|EOT|>" in text
+
+
+def test_a_result_belongs_to_the_call_before_it_where_an_id_is_used_again(tokenizer: PreTrainedTokenizerBase) -> None:
+    turns = []
+    for name in ("look", "listen"):
+        turns.append({"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": name, "arguments": {}}}]})
+        turns.append({"role": "tool", "tool_call_id": "a", "content": "done"})
+    text = render(tokenizer, turns)
+    assert text.index("function_output\nlook\ndone") < text.index("function_output\nlisten\ndone")
+
+
+@pytest.mark.parametrize(
+    ("system", "head"),
+    [([], "<|BOT|>system\n"), ([{"role": "system", "content": "S"}], "<|BOT|>system\nS<|EOT|>")],
+)
+def test_tools_stand_once_behind_the_opening_system_turn_without_the_nulls_that_vllm_adds(
+    system: list[dict[str, str]], head: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    functions = [{"name": "look"}, {"name": "sing", "parameters": {"type": "object", "default": None}}]
+    tools = [{"type": "function", "function": function} for function in functions]
+    messages = [*system, {"role": "user", "content": "Hi"}, {"role": "system", "content": "Later"}]
+    request = ChatCompletionRequest.model_validate({"model": "any", "messages": messages, "tools": tools})
+    filled = [tool.model_dump() for tool in request.tools or []]
+    assert filled != tools, "or this test shows nothing"
+    text = render(tokenizer, messages, tools=filled)
+    schemas = f"<|BOT|>tool_json_schemas\n{json.dumps(tools)}<|EOT|>"
+    assert text == f"{head}{schemas}<|BOT|>human\nHi<|EOT|><|BOT|>system\nLater<|EOT|>"

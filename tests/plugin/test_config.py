@@ -27,6 +27,7 @@ def test_nested_fields_become_a_qwen2_config_and_an_encoder_config() -> None:
     assert isinstance(config.audio_encoder_config, StepAudio2EncoderConfig)
     assert (config.text_config.hidden_size, config.audio_encoder_config.n_audio_state) == (128, 64)
     assert config.get_text_config() is config.text_config
+    assert config.text_config.hidden_act == "silu"
     assert not config.text_config.tie_word_embeddings and not config.text_config.use_sliding_window
 
 

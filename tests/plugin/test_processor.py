@@ -1,4 +1,4 @@
-"""What the processor tells vLLM of a recording's length, and what the model makes of items without sound."""
+"""What the processor tells vLLM of a recording's length, what it refuses, and items without sound in the model."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ def test_no_more_room_is_kept_than_for_ten_minutes() -> None:
     from step_audio_vllm.processing_info import StepAudio2ProcessingInfo  # noqa: PLC0415 - brings vLLM
 
     assert object.__new__(StepAudio2ProcessingInfo).longest_clip_samples(16384) == 600 * 16000
+
+
+def test_embeddings_in_place_of_a_recording_are_a_request_error() -> None:
+    # vLLM lets them through where it was started with --enable-mm-embeds
+    from vllm.multimodal.parse import AudioEmbeddingItems, MultiModalDataItems  # noqa: PLC0415
+
+    from step_audio_vllm.processor import StepAudio2MultiModalProcessor  # noqa: PLC0415 - brings vLLM
+
+    items = MultiModalDataItems({"audio": AudioEmbeddingItems([torch.zeros(3, 8)])})
+    with pytest.raises(ValueError, match="send the recording itself"):
+        object.__new__(StepAudio2MultiModalProcessor)._features(items)
 
 
 @pytest.mark.parametrize("num_chunks", [[0], [0, 2, 0, 1], [1, 0, 0, 2]])

@@ -177,6 +177,15 @@ def test_the_tags_are_kept_in_the_text_where_calls_may_come(fields: dict[str, An
     assert before is not False
 
 
+def test_tools_that_are_no_functions_are_no_error() -> None:
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest  # noqa: PLC0415
+
+    tools = [{"type": "web_search_preview"}, {**tool("get_weather")["function"], "type": "function", "strict": False}]
+    request = ResponsesRequest(model="any", input="Hi", tools=tools)
+    assert read_whole(f"A {CALL}", request) == ("A ", [("get_weather", '{"city": "上海"}')])
+    assert read_whole(OTHER_CALL, request) == (OTHER_CALL, [])
+
+
 @pytest.mark.parametrize(
     "content", [None, "", [], [{"type": "text", "text": ""}], [{"type": "refusal", "refusal": "no"}]]
 )
