@@ -6,13 +6,15 @@ import json
 from typing import Any
 
 from golden_folders import DATA
-from requests_with_audio import GREEDY, audio_item, float_wav, with_recordings
+from recorded_chats import body_of
+from requests_with_audio import GREEDY, audio_item
 from vllm_server import VllmServer
 
-from step_audio_vllm.spoken_turn import samples_of
+from sidecar.engine.text import TextTokenizer
 
 CHECKPOINT = DATA / "llm" / "checkpoint"
 AUDIO = DATA / "llm" / "audio"
+TEXT = TextTokenizer.from_folder(CHECKPOINT)
 _RECORDED = json.loads((DATA / "llm" / "cases.json").read_text(encoding="utf-8"))
 SPECIAL_IDS: dict[str, int] = _RECORDED["special_token_ids"]
 CASES: dict[str, dict[str, Any]] = {case["name"]: case for case in _RECORDED["cases"]}
@@ -23,17 +25,10 @@ CHAT_CASES = [name for name, case in CASES.items() if "request" in case and not 
 def recorded_request(name: str, **fields: Any) -> dict[str, Any]:
     """A recorded case as a greedy chat request for as many ids as were recorded."""
     case = CASES[name]
-    chat = with_recordings(case["request"], AUDIO)
-    for message in chat["messages"]:
-        if message.pop("tts_content", None):
-            message["content"] = [spoken_turn(case["prompt_token_ids"]), *(message.get("content") or [])]
-    return {**chat, **GREEDY, "max_tokens": len(case["greedy"]["token_ids"]), **fields}
-
-
-def spoken_turn(prompt: list[int]) -> dict[str, Any]:
-    """The spoken turn in a recorded prompt, as the item that it travels as."""
-    first, last = (prompt.index(SPECIAL_IDS[name]) for name in ("<tts_start>", "<tts_end>"))
-    return audio_item(float_wav(samples_of(prompt[first : last + 1])))
+    body = body_of(case, AUDIO, TEXT)
+    if "tools" in body:
+        body["tool_choice"] = "none"  # they stay in the prompt, and a server without a parser for calls takes them
+    return {**body, **GREEDY, "max_tokens": len(case["greedy"]["token_ids"]), **fields}
 
 
 def recorded_ids(name: str) -> list[int]:

@@ -49,6 +49,7 @@ def commands(beginning: str, *, having: str) -> list[Any]:
 
 CURL = commands("curl ", having="curl ")
 LAUNCHES = commands("python -m vox_serve", having="vox_serve.launch")
+VLLM_SERVES = commands("vllm serve", having="vllm serve")
 
 
 def test_the_documents_show_requests() -> None:
@@ -104,6 +105,17 @@ def test_a_launch_is_understood_as_shown(example: str) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert "-m sidecar" in ran.stdout
+
+
+@pytest.mark.vllm
+def test_vllm_knows_the_flags_that_are_shown_for_it() -> None:
+    shown = {flag for one in VLLM_SERVES for flag in re.findall(r"--[a-z][a-z-]+", str(one.values[0]))}
+    assert len(shown) >= 4
+    helped = subprocess.run(
+        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--help=all"],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert sorted(shown - set(re.findall(r"--[a-z][a-z-]+", helped.stdout))) == []
 
 
 def test_every_flag_is_in_the_readme() -> None:

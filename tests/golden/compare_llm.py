@@ -18,15 +18,17 @@ from typing import Any
 import soundfile
 import torch
 from compare_audio_encoder import build
+from compare_ta4 import split_ids
 from comparison import Comparison
 from llm_in_vllm import PADDED_BATCH
 from safetensors.torch import load_file
 from torch import Tensor
 from vllm_environment import VLLM_ENVIRONMENT
 
+from sidecar.engine.text import TextTokenizer
 from step_audio_vllm.config import StepAudio2Config
 from step_audio_vllm.encoder import embed_chunks
-from step_audio_vllm.features import clip_features
+from step_audio_vllm.features import CHUNK_SAMPLES, chunk_lengths, clip_features, mel_frames, placeholders
 
 LOGIT_TOLERANCE = 5e-3
 EMBEDDING_TOLERANCE = 2e-5
@@ -38,18 +40,61 @@ def recognises(folder: Path) -> bool:
 
 def compare(comparison: Comparison) -> None:
     compare_embeddings(comparison)
-    ids, logprobs = run_in_vllm(comparison.folder)
+    recording = comparison.json("cases.json")
+    text = TextTokenizer.from_folder(comparison.folder / "checkpoint")
+    names = recording["special_token_ids"]
+    comparison.same(
+        "special token ids", {name: text.encode(name) for name in names}, {n: [i] for n, i in names.items()}
+    )
+    answers, logprobs = run_in_vllm(comparison.folder)
     recorded = comparison.load("first_logits.safetensors")
-    for case in comparison.json("cases.json")["cases"]:
+    for case in recording["cases"]:
         name = case["name"]
-        compare_chat_prompt(comparison, case, ids[name]["chat_prompt_token_ids"])
+        compare_parts(comparison, case, text)
+        compare_chat_prompt(comparison, case, answers[name]["chat_prompt_token_ids"])
         for key, greedy in ((name, case["greedy"]), (name + PADDED_BATCH, case.get("greedy_padded_batch"))):
             if greedy is None:
                 continue
-            comparison.same(f"{key}: prompt ids", ids[key]["prompt_token_ids"], case["prompt_token_ids"])
-            comparison.same(f"{key}: greedy ids", ids[key]["token_ids"], greedy["token_ids"])
+            comparison.same(f"{key}: prompt ids", answers[key]["prompt_token_ids"], case["prompt_token_ids"])
+            compare_reply(comparison, key, answers[key], greedy)
             expected = torch.log_softmax(recorded[key].double(), dim=-1)
             comparison.close(f"{key}: first logits", logprobs[key], expected, LOGIT_TOLERANCE)
+            compare_likeliest(comparison, key, logprobs[key], greedy.get("first_step_top5", []))
+
+
+def compare_parts(comparison: Comparison, case: dict[str, Any], text: TextTokenizer) -> None:
+    """What the recorded prompt is made of: its pieces, and the chunks of its recordings; then the recorded reply's."""
+    name, prompt = case["name"], case["prompt_token_ids"]
+    pieces = [text.encode(one) if isinstance(one, str) else one["token_ids"] for one in case["tokenized_pieces"]]
+    comparison.same(f"{name}: pieces", [token for piece in pieces for token in piece], prompt)
+    starts = [place + 1 for place, token in enumerate(prompt) if token == text.vocabulary.audio_start]
+    ours = [
+        {"file": file, "chunk": index, "start_sample": index * CHUNK_SAMPLES, "samples": samples,
+         "mel_frames": mel_frames(samples), "audio_tokens": placeholders(mel_frames(samples))}
+        for file in (chunk["file"] for chunk in case["audio_chunks"] if chunk["chunk"] == 0)
+        for index, samples in enumerate(chunk_lengths(soundfile.info(comparison.folder / "audio" / file).frames))
+    ]  # fmt: skip
+    placed = [{**chunk, "first_patch_position": start} for chunk, start in zip(ours, starts, strict=False)]
+    comparison.same(f"{name}: chunks", placed, case["audio_chunks"])
+    reply = split_ids(text, prompt, case["greedy"]["token_ids"])
+    comparison.same(f"{name}: split", reply, case["greedy"]["split"])
+
+
+def compare_reply(comparison: Comparison, key: str, ours: dict[str, Any], greedy: dict[str, Any]) -> None:
+    """Greedy ids, and how far each was ahead of the next likeliest."""
+    comparison.same(f"{key}: greedy ids", ours["token_ids"], greedy["token_ids"])
+    gaps = torch.tensor(greedy["logit_gaps"])
+    comparison.close(f"{key}: logit gaps", torch.tensor(ours["logit_gaps"]), gaps, LOGIT_TOLERANCE)
+
+
+def compare_likeliest(comparison: Comparison, key: str, logprobs: Tensor, recorded: list[tuple[int, float]]) -> None:
+    """The ids that the recording calls likeliest, and how far they lie below the first of them."""
+    if not recorded:
+        return
+    values, ids = logprobs.topk(len(recorded))
+    comparison.same(f"{key}: likeliest ids", ids.tolist(), [token for token, _ in recorded])
+    logits = torch.tensor([logit for _, logit in recorded])
+    comparison.close(f"{key}: likeliest logits", values - values[0], logits - logits[0], LOGIT_TOLERANCE)
 
 
 def compare_chat_prompt(comparison: Comparison, case: dict[str, Any], ours: list[int]) -> None:
@@ -77,7 +122,7 @@ def compare_embeddings(comparison: Comparison) -> None:
 
 
 def run_in_vllm(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Ids and log-probabilities of every case.
+    """What llm_in_vllm.py writes: ids and gaps of every case, and log-probabilities.
 
     Raises:
         ValueError: vLLM failed; carries the first error that it wrote.
@@ -92,8 +137,8 @@ def run_in_vllm(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )  # fmt: skip
         if run.returncode != 0:
             raise ValueError(f"vLLM failed: {first_error(run.stdout + run.stderr)} (all of it: {script} FOLDER OUT)")
-        ids = json.loads((Path(out) / "ids.json").read_text(encoding="utf-8"))
-        return ids, load_file(Path(out) / "logprobs.safetensors")
+        answers = json.loads((Path(out) / "answers.json").read_text(encoding="utf-8"))
+        return answers, load_file(Path(out) / "logprobs.safetensors")
 
 
 def first_error(output: str) -> str:

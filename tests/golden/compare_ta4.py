@@ -56,12 +56,26 @@ def totals(deltas: list[list[Any]]) -> list[Any]:
     ]
 
 
+def split_ids(text: TextTokenizer, prompt_ids: list[int], token_ids: list[int]) -> dict[str, list[int]]:
+    """What the splitter takes each id for: here the text of a token is its own number."""
+    in_speech = prompt_ids[-1] == text.vocabulary.tts_start
+    splitter = Splitter(text.vocabulary, lambda token_id: f"{token_id} ".encode(), in_speech=in_speech)
+    spoken, codes, content = totals([as_delta(splitter.feed(token_ids)), as_delta(splitter.finish())])
+    return {
+        "speech_text_token_ids": [int(number) for number in spoken.split()],
+        "speech_codes": codes,
+        "content_token_ids": [int(number) for number in content.split()],
+    }
+
+
 def compare_split(comparison: Comparison) -> None:
     recorded = comparison.json("split.json")
     text = tokenizer_of(comparison.folder, recorded)
     for case in recorded["cases"]:
         expected = case["expected"]
         whole = [expected["speech_text"], expected["speech_codes"], expected["content_text"]]
+        ours_by_id = split_ids(text, case["prompt_tail_token_ids"], case["token_ids"])
+        comparison.same(f"split {case['name']} ids", ours_by_id, {kind: expected[kind] for kind in ours_by_id})
         for stream in case["streams"]:
             name = f"split {case['name']} {stream['chunking']}"
             ours = split_in_chunks(new_splitter(text, case), case["token_ids"], stream["chunk_sizes"])
@@ -112,10 +126,12 @@ def compare_tool_calls(comparison: Comparison) -> None:
         name, text, names = f"tool calls {case['name']}", case["text"], case["tool_names"]
         content, calls = case["expected"]["content"], case["expected"]["tool_calls"]
         expected = (content, [ToolCall(call["name"], call["arguments_json"]) for call in calls])
-        comparison.same(name, read_tool_calls(text, names), expected)
+        whole = read_tool_calls(text, names)
+        comparison.same(name, whole, expected)
+        values = [(call["name"], call["arguments"]) for call in calls]
+        comparison.same(f"{name} values", [(call.name, json.loads(call.arguments)) for call in whole[1]], values)
         if not case["streaming_must_agree"]:
             continue
-        values = [(call["name"], call["arguments"]) for call in calls]
         for way, (streamed, pieces) in {
             "by characters": read_streamed(ToolCallReader(names), text),
             "in one": read_streamed(ToolCallReader(names), [text]),

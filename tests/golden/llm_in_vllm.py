@@ -2,9 +2,9 @@
 
     python tests/golden/llm_in_vllm.py FOLDER OUT
 
-writes OUT/ids.json (prompt and 32 greedy ids of each case, and the prompt of the same case as a chat) and
-OUT/logprobs.safetensors (over the whole vocabulary, after the prompt). Prompts go in as ids, with one `<audio_patch>`
-where a recording stands; chats go in as the sidecar sends them.
+writes OUT/answers.json (prompt and greedy ids of each case, how far the first choice was ahead of the second at each
+of them, and the prompt of the same case as a chat) and OUT/logprobs.safetensors (over the whole vocabulary, after the
+prompt). Prompts go in as ids, with one `<audio_patch>` where a recording stands; chats as the sidecar sends them.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Engine:
             mm_processor_cache_gb=0,
         )
 
-    def run(self, case: dict[str, Any], name: str) -> tuple[dict[str, list[int]], torch.Tensor]:
-        """Prompt ids as vLLM expanded them and greedy ids, and the first step's log-probabilities (V,)."""
+    def run(self, case: dict[str, Any], name: str) -> tuple[dict[str, list[Any]], torch.Tensor]:
+        """Prompt ids as vLLM expanded them, greedy ids and their leads, and the first step's log-probabilities (V,)."""
         from vllm import SamplingParams  # noqa: PLC0415
         from vllm.inputs import TokensPrompt  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ class Engine:
             # by name and not by content: the engine may keep a recording's embeddings
             prompt["multi_modal_uuids"] = {"audio": [f"{name}-{i}" for i in range(len(files))]}
         steps = len(case["greedy"]["token_ids"])
-        greedy = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False)
+        greedy = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False, logprobs=2)
         first = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False, logprobs=-1)
         (answer,) = self.llm.generate([prompt], greedy, use_tqdm=False)
         (opening,) = self.llm.generate([prompt], first, use_tqdm=False)
@@ -91,6 +91,7 @@ class Engine:
         return {
             "prompt_token_ids": list(answer.prompt_token_ids),
             "token_ids": list(answer.outputs[0].token_ids),
+            "logit_gaps": [lead(step) for step in answer.outputs[0].logprobs],
         }, logprobs
 
     def chat_prompt_ids(self, case: dict[str, Any]) -> list[int]:
@@ -109,21 +110,27 @@ class Engine:
         return list(answer.prompt_token_ids)
 
 
+def lead(step: dict[int, Any]) -> float:
+    """How far the likeliest id is ahead of the next, the same in log-probabilities as in logits."""
+    first, second, *_ = sorted((entry.logprob for entry in step.values()), reverse=True)
+    return float(first - second)
+
+
 def main(folder: Path, out: Path) -> None:
     cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["cases"]
     engine = Engine(folder, cases)
-    ids: dict[str, dict[str, list[int]]] = {}
+    answers: dict[str, dict[str, list[Any]]] = {}
     logprobs: dict[str, torch.Tensor] = {}
     for case in cases:
-        ids[case["name"]], logprobs[case["name"]] = engine.run(case, case["name"])
-        ids[case["name"]]["chat_prompt_token_ids"] = engine.chat_prompt_ids(case)
+        answers[case["name"]], logprobs[case["name"]] = engine.run(case, case["name"])
+        answers[case["name"]]["chat_prompt_token_ids"] = engine.chat_prompt_ids(case)
     padded = [case for case in cases if "greedy_padded_batch" in case]
     if padded:
         engine.llm.apply_model(use_in_worker)
     for case in padded:
         name = case["name"] + PADDED_BATCH
-        ids[name], logprobs[name] = engine.run(case, name)
-    (out / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
+        answers[name], logprobs[name] = engine.run(case, name)
+    (out / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
     save_file(logprobs, out / "logprobs.safetensors")
 
 

@@ -16,7 +16,7 @@ from comparison import Incomplete
 from transformers import PreTrainedTokenizerBase
 
 from sidecar.chat_requests import ChatReader
-from sidecar.engine.audio_items import recording_reader
+from sidecar.engine.audio_items import recording_reader, spoken_item
 from sidecar.engine.spoken_turns import SpokenTurns
 from sidecar.engine.text import TextTokenizer
 from step_audio_vllm import CHAT_TEMPLATE, features
@@ -24,7 +24,6 @@ from step_audio_vllm.spoken_turn import token_ids_of
 
 BASE_TEMPLATE = CHAT_TEMPLATE.with_name("chat_template_base.jinja")
 MAX_RECORDING_SECONDS = 600
-MAX_TEXT_CHARACTERS = 1_000_000
 
 
 def body_of(case: dict[str, Any], audio: Path, text: TextTokenizer) -> dict[str, Any]:
@@ -60,7 +59,6 @@ def through_the_sidecar(request: dict[str, Any], audio: Path, text: TextTokenize
         require_plain=lambda *_: None,  # what our port refuses to send on is no matter of the ids that it would get
         recording=recording_reader(MAX_RECORDING_SECONDS),
         spoken_turn=partial(SpokenTurns().item, text=text),
-        max_text_characters=MAX_TEXT_CHARACTERS,
     )
     return reader.read(json.dumps(filled).encode()).body
 
@@ -74,6 +72,8 @@ def raw_part(piece: str | dict[str, Any], audio: Path) -> dict[str, Any]:
         return {"type": "text", "text": piece}
     if piece["type"] == "audio":
         return {"type": "input_audio", "input_audio": recording(audio / piece["audio"])}
+    if piece["type"] == "token":
+        return spoken_item(piece["token"]).part()
     return piece
 
 
