@@ -6,6 +6,8 @@ between `</think>` and the answer belong to neither.
 
 from __future__ import annotations
 
+from step_audio_vllm.tags import may_begin
+
 THOUGHT_START = "<think>"
 THOUGHT_END = "</think>"
 
@@ -57,6 +59,5 @@ class ThoughtReader:
         if tag:
             self._ended = True
             return thought, rest
-        unclear = max((n for n in range(len(THOUGHT_END)) if self._held.endswith(THOUGHT_END[:n])), default=0)
-        at = len(self._held) - unclear
+        at = len(self._held) - may_begin(THOUGHT_END, self._held)
         return self._held[:at], self._held[at:]

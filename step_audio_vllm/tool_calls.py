@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
+from step_audio_vllm.tags import may_begin
 from step_audio_vllm.vocabulary import TOOL_CALL_END, TOOL_CALL_START
 
 #: What a JSON value can begin with.
@@ -74,11 +75,6 @@ def read_call(body: str, offered: Collection[str] | None) -> ToolCall | None:
         return None
     # half a surrogate pair has no UTF-8, so it stays the escape that it came as
     return ToolCall(parts[1], LONE_SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", arguments))
-
-
-def may_begin(tag: str, text: str) -> int:
-    """How many characters at the end of `text` could be the beginning of `tag`; a whole tag is not looked for."""
-    return max(count for count in range(len(tag)) if text.endswith(tag[:count]))
 
 
 class ToolCallReader:
