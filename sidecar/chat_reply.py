@@ -7,7 +7,6 @@ of its own; the engine's text is not looked at.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -86,10 +85,7 @@ class WholeReply:
                 "tts_text": "".join(split.spoken_text for split in splits),
                 "tts_audio": tts_audio_of(code for split in splits for code in split.speech_codes),
             },
-            tool_calls=[
-                {"id": call_id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in calls
-            ],
+            tool_calls=[call.as_openai() for call in calls],
         )
         choice["finish_reason"] = finish_reason(choice, called=bool(calls))
         if not self._asked.wants_ids:
@@ -174,15 +170,7 @@ def add_split(delta: dict[str, Any], split: Split, *, one_call_alone: bool) -> N
     for call in split.tool_calls:
         if one_call_alone and call.index > 0:
             continue
-        piece: dict[str, Any] = {"index": call.index, "function": {"arguments": call.arguments}}
-        if call.name is not None:
-            piece |= {"id": call_id(), "type": "function"}
-            piece["function"]["name"] = call.name
-        delta.setdefault("tool_calls", []).append(piece)
-
-
-def call_id() -> str:
-    return f"call_{uuid.uuid4().hex}"
+        delta.setdefault("tool_calls", []).append(call.as_openai())
 
 
 def parsed(body: bytes) -> dict[str, Any]:

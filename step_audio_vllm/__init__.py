@@ -6,7 +6,6 @@ from pathlib import Path
 
 MODEL_TYPE = "step_audio_2"
 ARCHITECTURE = "StepAudio2ForCausalLM"
-TOOL_PARSER = "step_audio_2"  # for `--enable-auto-tool-choice --tool-call-parser`
 
 #: Mini's chat format; `siblings` knows the others. Plain vLLM finds each by itself once `register` has run; one can
 #: also be given as `--chat-template`, which wins over a template inside the model folder.
@@ -33,6 +32,6 @@ def register() -> None:
     ReasoningParserManager.register_lazy_module(
         siblings.REASONING_PARSER, "step_audio_vllm.reasoning_parser", "StepAudio2ReasoningParser"
     )
-    ToolParserManager.register_lazy_module(TOOL_PARSER, "step_audio_vllm.tool_parser", "StepAudio2ToolParser")
+    ToolParserManager.register_lazy_module(siblings.TOOL_PARSER, "step_audio_vllm.tool_parser", "StepAudio2ToolParser")
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, f"step_audio_vllm.model:{ARCHITECTURE}")

@@ -26,6 +26,8 @@ from step_audio_vllm import CHAT_TEMPLATE
 
 #: The reasoning parser's name, for vLLM's `--reasoning-parser`.
 REASONING_PARSER = "step_audio_2"
+#: The tool parser's, for `--enable-auto-tool-choice --tool-call-parser`.
+TOOL_PARSER = "step_audio_2"
 
 _NAME = re.compile(r"mini[-_.](base|think)(?![a-z0-9])|[-_.](base|think)$")
 

@@ -11,6 +11,8 @@ import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
 
 from step_audio_vllm.tags import may_begin
 from step_audio_vllm.vocabulary import TOOL_CALL_END, TOOL_CALL_START
@@ -27,6 +29,10 @@ class ToolCall:
     name: str
     arguments: str  # one JSON value as text, `json.dumps` style, non-ASCII unescaped
 
+    def as_openai(self) -> dict[str, Any]:
+        """The call in a whole chat answer, with an id of its own."""
+        return {**_identity(), "function": {"name": self.name, "arguments": self.arguments}}
+
 
 @dataclass(frozen=True)
 class ToolCallDelta:
@@ -35,6 +41,16 @@ class ToolCallDelta:
     index: int
     name: str | None = None
     arguments: str = ""  # to be joined; as the model wrote them
+
+    def as_openai(self) -> dict[str, Any]:
+        """The piece in a streamed chat answer; id, type and name come once, with a call's first piece."""
+        if self.name is None:
+            return {"index": self.index, "function": {"arguments": self.arguments}}
+        return {"index": self.index, **_identity(), "function": {"name": self.name, "arguments": self.arguments}}
+
+
+def _identity() -> dict[str, str]:
+    return {"id": f"call_{uuid4().hex}", "type": "function"}
 
 
 def read_tool_calls(text: str, offered: Collection[str] | None) -> tuple[str | None, list[ToolCall]]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import uuid4
 
 from vllm.tool_parsers.abstract_tool_parser import ExtractedToolCallInformation, ToolParser
 
 from step_audio_vllm.compat import delta_message
 from step_audio_vllm.reply_text import ReplyText
-from step_audio_vllm.tool_calls import ToolCall, ToolCallDelta, ToolCallReader, read_tool_calls
+from step_audio_vllm.tool_calls import ToolCallDelta, ToolCallReader, read_tool_calls
 from step_audio_vllm.vocabulary import TOOL_CALL_END, TOOL_CALL_START, TTS_START
 
 
@@ -47,7 +46,7 @@ class StepAudio2ToolParser(ToolParser):
         return ExtractedToolCallInformation(
             # vLLM gives the model's own output for content unless this is true, speech and all
             tools_called=bool(calls) or text != model_output,
-            tool_calls=[whole_call(call) for call in calls],
+            tool_calls=[call.as_openai() for call in calls],
             content=content,
         )
 
@@ -107,27 +106,11 @@ def offered_names(request: Any) -> set[str] | None:
     return {function.name for function in functions if hasattr(function, "name")}
 
 
-def call_id() -> str:
-    return f"call_{uuid4().hex}"
-
-
-def whole_call(call: ToolCall) -> dict[str, Any]:
-    return {"id": call_id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
-def call_delta(piece: ToolCallDelta) -> dict[str, Any]:
-    """Id, type and name come once, with a call's first piece."""
-    if piece.name is None:
-        return {"index": piece.index, "function": {"arguments": piece.arguments}}
-    function = {"name": piece.name, "arguments": piece.arguments}
-    return {"index": piece.index, "id": call_id(), "type": "function", "function": function}
-
-
 def reply_delta(content: str, calls: list[ToolCallDelta]) -> Any:
     """A portion of vLLM's streamed reply; None where there is nothing in it."""
     fields: dict[str, Any] = {}
     if content:
         fields["content"] = content
     if calls:
-        fields["tool_calls"] = [call_delta(piece) for piece in calls]
+        fields["tool_calls"] = [piece.as_openai() for piece in calls]
     return delta_message(**fields) if fields else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from step_audio_vllm.siblings import ChatFormat
+from step_audio_vllm.siblings import TOOL_PARSER, ChatFormat
 from vox_serve.command import LEAVES_NOTHING, MODEL_FOLDER, RUN_FOLDER, Command, python_module
 from vox_serve.flags import TINY, Flags
 from vox_serve.machine import Machine
@@ -16,8 +16,6 @@ ENGINE_HOST = "127.0.0.1"
 #: What the shortest items have in a prompt, their markers: recordings up to 20 ms, turns in which nothing was said. So
 #: whatever fits the context is accepted. vLLM makes room for as many as a step can take, whatever the limit is.
 TOKENS_PER_AUDIO_ITEM = 2
-#: The plugin's own.
-TOOL_PARSER = "step_audio_2"
 #: Of the tiny model: all its streams at once need a fraction of it, and little to reserve starts fast.
 TINY_KV_CACHE_BYTES = 64 * 2**20
 #: On a CPU: two replies of the real size. Without a number vLLM wants 92 % of the machine's memory to be free.

@@ -15,7 +15,7 @@ from vllm.parser import ParserManager
 from vllm.reasoning import ReasoningParserManager
 
 import step_audio_vllm
-from step_audio_vllm.siblings import REASONING_PARSER
+from step_audio_vllm.siblings import REASONING_PARSER, TOOL_PARSER
 from step_audio_vllm.thoughts import ThoughtReader, split_thought
 
 OPENINGS = ["\n<think>\n", "<think>\n", "<think>"]
@@ -126,7 +126,7 @@ def test_calls_are_looked_for_in_the_answer_alone(size: int, tokenizer: PreTrain
     asked = request(tools=tools, tool_choice="auto")
     portions = [reply[at : at + size] for at in range(0, len(reply), size)]
     driver = ParserManager.get_parser(
-        reasoning_parser_name=REASONING_PARSER, tool_parser_name=step_audio_vllm.TOOL_PARSER, enable_auto_tools=True
+        reasoning_parser_name=REASONING_PARSER, tool_parser_name=TOOL_PARSER, enable_auto_tools=True
     )(tokenizer, asked.tools, chat_template_kwargs=THINKING)
     prompt_ids, reasoning, content, names = tokenizer.encode(prompt("<think>")), "", "", []
     for place, text in enumerate(portions):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import step_audio_vllm
-from step_audio_vllm.siblings import REASONING_PARSER
+from step_audio_vllm.siblings import REASONING_PARSER, TOOL_PARSER
 from step_audio_vllm.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.vllm
@@ -55,7 +55,7 @@ def parser_class() -> Any:
     from vllm.parser import ParserManager  # noqa: PLC0415
 
     step_audio_vllm.register()
-    return ParserManager.get_parser(tool_parser_name=step_audio_vllm.TOOL_PARSER, enable_auto_tools=True)
+    return ParserManager.get_parser(tool_parser_name=TOOL_PARSER, enable_auto_tools=True)
 
 
 def read_whole(text: str, request: Any) -> tuple[str | None, list[tuple[str, str]]]:
@@ -198,7 +198,7 @@ def test_a_call_after_a_thought_and_speech_is_found_too() -> None:
 
     step_audio_vllm.register()
     both = ParserManager.get_parser(
-        tool_parser_name=step_audio_vllm.TOOL_PARSER, reasoning_parser_name=REASONING_PARSER, enable_auto_tools=True
+        tool_parser_name=TOOL_PARSER, reasoning_parser_name=REASONING_PARSER, enable_auto_tools=True
     )
     told = {"chat_template_kwargs": {"enable_thinking": True}}
     request = chat_request(**told)
