@@ -1,23 +1,15 @@
-"""The sizes of the flow, read from `flow.yaml` as plain data and checked against what this package builds."""
+"""The sizes of the flow, taken from the data in `flow.yaml` and checked against what this package builds."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sidecar.errors import CheckpointError
-
-#: The classes that `flow.yaml` may name after `!new:`. Never imported or called: a name tells which maths it is.
-_CLASSES = {
-    "cosyvoice2.flow.flow.CausalMaskedDiffWithXvec",
-    "cosyvoice2.transformer.upsample_encoder_v2.UpsampleConformerEncoderV2",
-    "cosyvoice2.flow.flow_matching.CausalConditionalCFM",
-    "cosyvoice2.flow.decoder_dit.DiT",
-}
+from sidecar.token2wav.flow_yaml import read_flow_yaml
 
 #: Keys with one value that this package implements. Another value would be another network.
 _FIXED: dict[str, Any] = {
@@ -35,6 +27,15 @@ _FIXED: dict[str, Any] = {
 #: Keys that matter in training only.
 _TRAINING = {"dropout_rate", "positional_dropout_rate", "attention_dropout_rate"}
 
+#: Far above every model of this kind, and low enough for a network of these sizes to be described before its weights
+#: are looked at.
+_MOST = 1_000_000
+_MOST_BLOCKS = 256
+#: How many unknown keys an error lists.
+_NAMES_SHOWN = 10
+
+_COUNTS_OF_BLOCKS = {"num_blocks", "num_up_blocks", "depth"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -48,7 +49,7 @@ class EncoderConfig:
     num_up_blocks: int = 4
 
     def __post_init__(self) -> None:
-        _positive(self, "flow.encoder")
+        _within_bounds(self, "flow.encoder")
         if self.input_size != self.output_size:
             raise CheckpointError(
                 f"flow.encoder.input_size ({self.input_size}) and output_size ({self.output_size}) have to be equal: "
@@ -74,7 +75,7 @@ class EstimatorConfig:
     hidden_size: int = 256
 
     def __post_init__(self) -> None:
-        _positive(self, "flow.decoder.estimator")
+        _within_bounds(self, "flow.decoder.estimator")
         if self.in_channels != 4 * self.out_channels:
             raise CheckpointError(
                 f"flow.decoder.estimator.in_channels ({self.in_channels}) has to be 4 x out_channels "
@@ -101,7 +102,7 @@ class FlowConfig:
     steps: int = 10
 
     def __post_init__(self) -> None:
-        _positive(self, "flow")
+        _within_bounds(self, "flow")
         if self.input_size != self.encoder.input_size:
             raise CheckpointError(
                 f"flow.input_size ({self.input_size}) has to equal flow.encoder.input_size "
@@ -137,38 +138,17 @@ def load_flow_config(path: Path, *, steps: int = 10) -> FlowConfig:
     Raises:
         CheckpointError: no such file, not YAML, or not the flow that this package builds.
     """
+    flow = read_flow_yaml(path)
     try:
-        read = yaml.load(path.read_text(encoding="utf-8"), Loader=_DataLoader)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing; the checkpoint folder needs it, so download the model again"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as YAML data: {error}") from error
-    if not isinstance(read, dict) or not isinstance(read.get("flow"), dict):
-        raise CheckpointError(f"{path} has no mapping called 'flow' at its top; it is not a flow configuration")
-    return FlowConfig.from_mapping(read["flow"], steps=steps)
-
-
-class _DataLoader(yaml.SafeLoader):
-    """Reads `!new:some.Class` as the mapping under it."""
-
-
-def _mapping_of_known_class(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[Any, Any]:
-    if name not in _CLASSES:
-        raise CheckpointError(f"flow.yaml names the class {name!r}; this package builds {', '.join(sorted(_CLASSES))}")
-    if not isinstance(node, yaml.MappingNode):
-        raise CheckpointError(f"flow.yaml: '!new:{name}' should be followed by a mapping of its sizes")
-    return loader.construct_mapping(node, deep=True)
-
-
-_DataLoader.add_multi_constructor("!new:", _mapping_of_known_class)
+        return FlowConfig.from_mapping(flow, steps=steps)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}") from error
 
 
 def _part(mapping: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     part = mapping.get(key)
     if not isinstance(part, Mapping):
-        raise CheckpointError(f"flow.yaml: {where}.{key} should be a mapping of sizes, and is {part!r}")
+        raise CheckpointError(f"{where}.{key} should be a mapping of sizes, and is {reprlib.repr(part)}")
     return part
 
 
@@ -179,9 +159,10 @@ def _sizes(config: type, given: Mapping[str, Any], where: str) -> dict[str, Any]
     sizes = {key: kind for key, kind in kinds.items() if kind is not None and key not in {"steps", "cfg_rate"}}
     _refuse_spare(given, sizes.keys() | _FIXED.keys() | _TRAINING, where)
     for key in _FIXED.keys() & given.keys():
-        if given[key] != _FIXED[key]:
+        # by type too: True equals 1
+        if type(given[key]) is not type(_FIXED[key]) or given[key] != _FIXED[key]:
             raise CheckpointError(
-                f"flow.yaml: {where}.{key} is {given[key]!r}; this package builds {_FIXED[key]!r} only"
+                f"{where}.{key} is {reprlib.repr(given[key])}; this package builds {_FIXED[key]!r} only"
             )
     missing = [
         field.name
@@ -189,28 +170,36 @@ def _sizes(config: type, given: Mapping[str, Any], where: str) -> dict[str, Any]
         if field.name in sizes and field.default is MISSING and field.name not in given
     ]
     if missing:
-        raise CheckpointError(f"flow.yaml: {where} lacks {', '.join(missing)}, which has no default")
+        raise CheckpointError(f"{where} lacks {', '.join(missing)}, which has no default")
     return {key: _checked(given[key], kind, f"{where}.{key}") for key, kind in sizes.items() if key in given}
 
 
 def _checked(value: Any, kind: type, where: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         raise CheckpointError(
-            f"flow.yaml: {where} is {value!r} and should be a number" + ("" if kind is float else " without a fraction")
+            f"{where} is {reprlib.repr(value)} and should be a number"
+            + ("" if kind is float else " without a fraction")
         )
     return value
 
 
 def _refuse_spare(mapping: Mapping[str, Any], known: set[str], where: str) -> None:
-    spare = sorted(str(key) for key in mapping if key not in known)
+    spare = sorted(reprlib.repr(key).strip("'") for key in mapping if key not in known)
     if spare:
         raise CheckpointError(
-            f"flow.yaml: {where} has the unknown {', '.join(spare)}; known are {', '.join(sorted(known))}"
+            f"{where} has the unknown {', '.join(spare[:_NAMES_SHOWN])}; known are {', '.join(sorted(known))}"
         )
 
 
-def _positive(config: Any, where: str) -> None:
+def _within_bounds(config: Any, where: str) -> None:
     for field in fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, (int, float)) and value <= 0 and field.name != "cfg_rate":
-            raise CheckpointError(f"flow.yaml: {where}.{field.name} is {value} and should be above 0")
+        value, most = getattr(config, field.name), _MOST_BLOCKS if field.name in _COUNTS_OF_BLOCKS else _MOST
+        if not isinstance(value, (int, float)):
+            continue
+        if field.name == "cfg_rate":
+            if not 0 <= value <= most:
+                raise CheckpointError(f"flow.decoder.inference_cfg_rate is {value} and should be 0 to {most}")
+        elif not 0 < value <= most:
+            raise CheckpointError(
+                f"{where}.{field.name} is {reprlib.repr(value)} and should be above 0, {most} at most"
+            )

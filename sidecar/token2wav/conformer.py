@@ -15,11 +15,11 @@ _BLOCK_NORM_EPS = 1e-12
 
 
 class Float32Norm(nn.LayerNorm):
-    """Layer norm computed in float32 whatever the precision of its input, which its output keeps."""
+    """Layer norm computed in float32 whatever the precision of its input, handed on in that of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         wide = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
-        return wide.to(x.dtype)
+        return wide.to(self.weight.dtype)
 
 
 def position_angles(positions: Tensor, channels: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,10 @@ class FeedForward(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """Attention, then feed-forward, each normed before and added after. (No convolution: that part is switched off.)"""
+    """Attention, then feed-forward, each normed before and added after. (No convolution: that part is switched off.)
+
+    What is added up from block to block is float32, whatever the layers' precision.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class ConformerBlock(nn.Module):
     def forward(
         self, x: Tensor, past: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As `RelativeAttention.forward`."""
+        """As `RelativeAttention.forward`, with x in float32."""
         attended, new = self.self_attn(self.norm_mha(x), past, angles, mask)
         x = x + attended
         return x + self.feed_forward(self.norm_ff(x)), new

@@ -58,7 +58,7 @@ class Flow:
 
     Args:
         network: with its weights in float32; it is converted to `dtype` here.
-        dtype: of layers and caches. Flow times, the solver's sum and the mel are float32 always.
+        dtype: of layers and caches. Flow times, what the blocks and the solver add up, and the mel are float32 always.
         history: what a stream still attends to after a call.
     """
 
@@ -76,7 +76,7 @@ class Flow:
         self.dtype = dtype
         with torch.inference_mode():
             modulation = network.decoder.estimator.modulation(time_schedule(self.config.steps)[:-1])
-            self.modulation = modulation.to(self.device, dtype)
+            self.modulation = modulation.to(self.device)
         self.network = network.to(self.device, dtype).eval().requires_grad_(False)
 
     def initial_state(self, speaker: Tensor, *, prompt_tokens: int) -> FlowState:

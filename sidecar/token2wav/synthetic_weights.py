@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sidecar.token2wav.config import EncoderConfig, EstimatorConfig, FlowConfig
+from sidecar.token2wav.phase import HARMONICS
 from sidecar.token2wav.resblock import DILATIONS
-from sidecar.token2wav.source import HARMONICS
 from sidecar.token2wav.stft import BINS
 from sidecar.token2wav.vocoder import (
     RESBLOCK_KERNELS,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sidecar.timebase import FRAMES_PER_TOKEN
 from sidecar.token2wav.config import EncoderConfig
-from sidecar.token2wav.conformer import ConformerBlock, position_angles
+from sidecar.token2wav.conformer import ConformerBlock, Float32Norm, position_angles
 from sidecar.token2wav.state import EncoderState
 
 #: A frame hears this many tokens after its own; a chunk that is not the last brings them without yielding them.
@@ -26,7 +26,8 @@ class InputLayer(nn.Module):
         self.out = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.out(x) * math.sqrt(x.shape[-1])
+        """In any precision, to float32."""
+        out: Tensor = self.out(x).float() * math.sqrt(x.shape[-1])
         return out
 
 
@@ -42,7 +43,7 @@ class LookAhead(nn.Module):
         """x (B, N, C), past (B, C, 2) -> (B, N - 3, C), or (B, N, C) if last, with nothing ahead; and the new past."""
         if last:
             x = F.pad(x, (0, 0, 0, LOOKAHEAD_TOKENS))
-        ahead = F.leaky_relu(self.conv1(x.transpose(1, 2)))  # (B, C, N - 3)
+        ahead = F.leaky_relu(self.conv1(x.transpose(1, 2).to(past.dtype)))  # (B, C, N - 3)
         seen = torch.cat([past, ahead], dim=-1)
         return x[:, :-LOOKAHEAD_TOKENS] + self.conv2(seen).transpose(1, 2), seen[..., -past.shape[-1] :].clone()
 
@@ -72,7 +73,7 @@ class UpsampleEncoder(nn.Module):
         self.up_layer = Upsample(channels)
         self.up_embed = InputLayer(channels)
         self.up_encoders = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_up_blocks))
-        self.after_norm = nn.LayerNorm(channels)
+        self.after_norm = Float32Norm(channels)
         self.heads = config.attention_heads
 
     def initial_state(self, batch: int) -> EncoderState:
@@ -102,7 +103,7 @@ class UpsampleEncoder(nn.Module):
         """
         x, lookahead_past = self.pre_lookahead_layer(self.embed(x), past.lookahead_past, last=last)
         x, token_keys_values = _through(self.encoders, x, past.token_keys_values, positions, mask)
-        x, upsample_past = self.up_layer(x.transpose(1, 2), past.upsample_past)
+        x, upsample_past = self.up_layer(x.transpose(1, 2).to(past.upsample_past.dtype), past.upsample_past)
         parts = torch.arange(FRAMES_PER_TOKEN, device=positions.device)
         frames = (positions[..., None] * FRAMES_PER_TOKEN + parts).flatten(1)
         frame_mask = None if mask is None else mask.repeat_interleave(FRAMES_PER_TOKEN, dim=1)

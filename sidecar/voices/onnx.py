@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from sidecar.errors import CheckpointError
+from sidecar.token2wav.checkpoint_file import require_file
 
 
 class OnnxModel:
@@ -20,15 +21,17 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path, *, inputs: int) -> None:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; the checkpoint folder needs it, so download the model again")
+        require_file(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base below Exception
-            raise CheckpointError(f"{path} is no ONNX network that loads: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(
+                f"{path} ({path.stat().st_size:,} bytes) is no ONNX network that loads: it is truncated or of another "
+                f"kind ({str(error).splitlines()[0]}); download it again"
+            ) from error
         self._names = [value.name for value in self._session.get_inputs()]
         if len(self._names) != inputs:
             raise CheckpointError(f"{path} has {len(self._names)} inputs ({', '.join(self._names)}), not {inputs}")
