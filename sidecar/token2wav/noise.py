@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sidecar.timebase import SAMPLES_PER_FRAME
 from sidecar.token2wav.history import PAST_FRAMES
-from sidecar.token2wav.source import HARMONICS
+from sidecar.token2wav.phase import HARMONICS
 
 #: The prompt's noise is the same in every process, so that an opened voice serves every stream.
 PROMPT_SEED = 20_241_213

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidecar.timebase import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
+from sidecar.timebase import SAMPLES_PER_FRAME
+from sidecar.token2wav.phase import HARMONICS
 
-#: The fundamental and eight overtones.
-HARMONICS = 9
 SINE_AMPLITUDE = 0.1
 #: Standard deviation of the noise beside a voiced sine.
 VOICED_NOISE = 0.003
@@ -22,38 +18,24 @@ VOICED_ABOVE_HZ = 10.0
 
 
 class HarmonicSource(nn.Module):
-    """f0 (B, T) in Hz -> source (B, 1, 480 T). The phase starts from 0 in every call."""
+    """f0 (B, T) in Hz -> source (B, 1, 480 T)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.l_linear = nn.Linear(HARMONICS, 1)
 
-    def forward(self, f0: Tensor, noise: Tensor) -> Tensor:
-        """`noise` (B, 480 T, 9) is standard normal; zeros leave the sines alone."""
+    def forward(self, f0: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
+        """`phase` (B, 480 T, 9) in radians; `noise` (B, 480 T, 9) standard normal, zeros leave the sines alone."""
         voiced = voiced_samples(f0)  # (B, 480 T, 1)
         amplitude = voiced * VOICED_NOISE + (1 - voiced) * UNVOICED_NOISE
-        waves = voiced_sines(f0) + amplitude * noise  # (B, 480 T, 9)
+        waves = voiced_sines(f0, phase) + amplitude * noise  # (B, 480 T, 9)
         mixed: Tensor = torch.tanh(self.l_linear(waves))
         return mixed.transpose(1, 2)
 
 
-def voiced_sines(f0: Tensor) -> Tensor:
+def voiced_sines(f0: Tensor, phase: Tensor) -> Tensor:
     """f0 (B, T) -> (B, 480 T, 9): the sines at their amplitude, silent in unvoiced frames."""
-    return SINE_AMPLITUDE * unit_sines(f0) * voiced_samples(f0)
-
-
-def unit_sines(f0: Tensor) -> Tensor:
-    """f0 (B, T) -> (B, 480 T, 9) sines of amplitude 1, one for each harmonic.
-
-    The phase is summed over frames and drawn straight between the middles of two frames, so it stands still for half
-    a frame at both ends. It reaches tens of thousands of radians in float32: the order of the products is what the
-    weights were trained with, and another order is heard a thousandth of a radian away.
-    """
-    harmonic = torch.arange(1, HARMONICS + 1, device=f0.device, dtype=f0.dtype)
-    turns = (f0[:, None] * harmonic[:, None] / SAMPLE_RATE_HZ) % 1  # (B, 9, T), of a sample
-    phase = torch.cumsum(turns, dim=-1) * 2 * math.pi * SAMPLES_PER_FRAME
-    phase = F.interpolate(phase, scale_factor=float(SAMPLES_PER_FRAME), mode="linear")
-    return torch.sin(phase).transpose(1, 2)
+    return SINE_AMPLITUDE * torch.sin(phase) * voiced_samples(f0)
 
 
 def voiced_samples(f0: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sidecar.timebase import FRAMES_PER_TOKEN
-from sidecar.token2wav.vocoder import VocoderState
+from sidecar.token2wav.seams import VocoderState
 
 #: For each stream, the position (from the prompt's start) of each column its cache holds.
 Positions = tuple[tuple[int, ...], ...]
@@ -93,7 +93,7 @@ class StreamState:
 
     @property
     def held_frames(self) -> int:
-        """Frames whose sound is withheld for the next cross-fade; equal for all streams of one step."""
+        """Frames that the next step vocodes again in front of its own; equal for all streams of one step."""
         return self.vocoder.held_frames
 
 

@@ -14,9 +14,10 @@ from sidecar.timebase import FRAMES_PER_TOKEN, tokens_to_frames
 from sidecar.token2wav.config import load_flow_config
 from sidecar.token2wav.flow import Flow
 from sidecar.token2wav.noise import Noise, SeededNoise
+from sidecar.token2wav.seams import CONTINUOUS, SeamPolicy, VocoderState
 from sidecar.token2wav.state import OpenedVoice, StreamState, VoiceFeatures
 from sidecar.token2wav.upsample_encoder import LOOKAHEAD_TOKENS
-from sidecar.token2wav.vocoder import Vocoder, VocoderState
+from sidecar.token2wav.vocoder import Vocoder
 from sidecar.token2wav.weights import load_flow, load_vocoder
 
 #: A voice needs this many tokens: the beginning of its prompt stands in for the look-ahead at the prompt's end.
@@ -27,7 +28,7 @@ _SEEDED = SeededNoise()
 
 @dataclass(frozen=True)
 class Token2Wav:
-    """Flow, vocoder and their noise. It holds no stream: whoever steps a stream holds that stream's state.
+    """Flow, vocoder, their noise and seams. It holds no stream: whoever steps a stream holds that stream's state.
 
     The same tokens, chunk borders, voice and seed give the same samples; the borders matter, because a chunk's frames
     all see each other and nothing after them but 3 tokens.
@@ -36,6 +37,7 @@ class Token2Wav:
     flow: Flow
     vocoder: Vocoder
     noise: Noise = _SEEDED
+    seams: SeamPolicy = CONTINUOUS
 
     LOOKAHEAD_TOKENS = LOOKAHEAD_TOKENS
 
@@ -51,9 +53,10 @@ class Token2Wav:
             CheckpointError: a file that is missing, broken, or not what its neighbours say; names the tensor or key.
         """
         _compute_exactly()
+        _leave_out_cudnn_attention()
         config = load_flow_config(folder / "flow.yaml")
-        network = load_flow(folder / "flow.pt", config)
-        vocoder = load_vocoder(folder / "hift.pt").to(device)
+        vocoder = load_vocoder(folder / "hift.pt", mel_bins=config.output_size).to(device)
+        network = load_flow(folder / "flow.pt", config, dtype=dtype)
         return cls(Flow(network, device=device, dtype=dtype), vocoder)
 
     @property
@@ -78,7 +81,7 @@ class Token2Wav:
 
     def start(self, voice: OpenedVoice, *, seed: int) -> StreamState:
         """A stream before its first token. Streams of one voice share the voice's memory until they have their own."""
-        return StreamState(flow=voice.flow, vocoder=self.vocoder.initial_state(1), seed=seed)
+        return StreamState(flow=voice.flow, vocoder=self.seams.initial_state(self.vocoder, 1), seed=seed)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, states: Sequence[StreamState], *, last: bool) -> tuple[Tensor, list[StreamState]]:
@@ -87,8 +90,8 @@ class Token2Wav:
         Args:
             tokens: (B, N) integers on the CPU. Unless `last`, the final 3 columns are look-ahead and come again as the
                 first 3 of the next call; N - 3 are spoken.
-            states: one a stream. All must withhold the same `held_frames`, so that all give equally many samples: a
-                stream's first chunk does not share a step with a later one.
+            states: one a stream. All must hold the same `held_frames`, so that all see and give equally much: a
+                stream's first chunk does not share a step with a later one, nor does any before 8 tokens are done.
 
         Returns:
             samples (B, S) float32 in [-1, 1]: over a whole stream exactly 960 a token, 3840 (160 ms) behind before the
@@ -105,7 +108,7 @@ class Token2Wav:
         mel, flows = self.flow.step(tokens, [state.flow for state in states], noise, last=last)
         samples, vocoders = self._vocode(mel, states, last=last)
         finite = mel.isfinite().all(dim=2).all(dim=1) & samples.isfinite().all(dim=1)  # (B,)
-        # the reference's fade adds up to more than 1, so a loud seam can reach past it
+        # the reference's fade adds up to more than 1, so that a loud seam can reach past it
         samples = samples.clamp(-1, 1).masked_fill(~finite[:, None], torch.nan)
         return samples, [
             StreamState(flow, vocoder, state.seed) for flow, vocoder, state in zip(flows, vocoders, states, strict=True)
@@ -129,12 +132,11 @@ class Token2Wav:
             dim=1,
         )
         mel = self.flow.whole(features, tokens, noise[None])[..., prompt_frames:]
-        samples: Tensor = self.vocoder(mel, self.noise.source(seed, 0, frames)[None].to(mel.device))
-        return samples
+        return self.seams.whole(self.vocoder, mel, self.noise.source(seed, 0, frames)[None].to(mel.device))
 
     def _vocode(self, mel: Tensor, states: Sequence[StreamState], *, last: bool) -> tuple[Tensor, list[VocoderState]]:
         held = {state.held_frames for state in states}
-        assert len(held) == 1, f"streams of one step withhold {sorted(held)} frames; step those apart"
+        assert len(held) == 1, f"streams of one step hold {sorted(held)} frames; step those apart"
         held_frames = held.pop()
         noise = torch.stack(
             [
@@ -142,9 +144,8 @@ class Token2Wav:
                 for state in states
             ]
         )  # (B, 480 T, 9)
-        samples, after = self.vocoder.step(
-            mel, VocoderState.stack([state.vocoder for state in states]), noise.to(mel.device), last=last
-        )
+        before = VocoderState.stack([state.vocoder for state in states])
+        samples, after = self.seams.step(self.vocoder, mel, before, noise.to(mel.device), last=last)
         return samples, after.split()
 
     def _mel_noise(self, states: Sequence[StreamState], tokens: int) -> Tensor:
@@ -203,3 +204,12 @@ def _compute_exactly() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
+
+
+def _leave_out_cudnn_attention() -> None:
+    """cuDNN's attention makes a plan for each length it meets and keeps it for good; the other kernels take any length.
+
+    Until its windows are full, a stream's every chunk has another length: on an H100 each then took 4 MB of the host's
+    memory, never to be given back, and about 100 ms more.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)

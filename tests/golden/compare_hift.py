@@ -13,8 +13,11 @@ from torch import Tensor
 from sidecar.audio.pcm import pcm16
 from sidecar.timebase import frames_to_samples
 from sidecar.token2wav.overlap import OVERLAP_SAMPLES, cross_fade, reference_fade
-from sidecar.token2wav.source import HARMONICS, unit_sines, voiced_samples, voiced_sines
-from sidecar.token2wav.vocoder import MAX_MAGNITUDE, Vocoder, VocoderState
+from sidecar.token2wav.phase import HARMONICS, reference_phase
+from sidecar.token2wav.seams import REFERENCE
+from sidecar.token2wav.seams.reference import ReferenceState
+from sidecar.token2wav.source import voiced_samples, voiced_sines
+from sidecar.token2wav.vocoder import MAX_MAGNITUDE, Vocoder
 from sidecar.token2wav.weights import load_tensors, load_vocoder, vocoder_tensors
 
 NETWORK = 1e-4
@@ -92,13 +95,12 @@ def _network_units(comparison: Comparison, vocoder: Vocoder, units: Recorded) ->
 
 def _source_units(comparison: Comparison, vocoder: Vocoder, units: Recorded) -> None:
     f0 = units["sine.f0"]
-    sines = unit_sines(f0)
-    comparison.close("sine.unit_sines", sines, units["sine.unit_sines"], SOURCE)
+    phase = reference_phase(f0)
+    comparison.close("sine.unit_sines", torch.sin(phase), units["sine.unit_sines"], SOURCE)
     comparison.same("sine.uv", bool((voiced_samples(f0) == units["sine.uv"]).all()), True)
-    comparison.close("sine.waves_no_noise", voiced_sines(f0), units["sine.waves_no_noise"], SOURCE)
-    comparison.close(
-        "sine.source_no_noise", vocoder.source(f0, torch.zeros_like(sines)), units["sine.source_no_noise"], SOURCE
-    )
+    comparison.close("sine.waves_no_noise", voiced_sines(f0, phase), units["sine.waves_no_noise"], SOURCE)
+    silent = vocoder.source(f0, phase, torch.zeros_like(phase))
+    comparison.close("sine.source_no_noise", silent, units["sine.source_no_noise"], SOURCE)
 
 
 def _offline(comparison: Comparison, vocoder: Vocoder) -> None:
@@ -110,9 +112,9 @@ def _offline(comparison: Comparison, vocoder: Vocoder) -> None:
     noise_of["zero"] = torch.zeros_like(noise_of["recorded"])
     for kind, noise in noise_of.items():
         source, speech = recorded[f"{kind}.source"], recorded[f"{kind}.speech"]
-        comparison.close(f"{kind}.source", vocoder.source(f0, noise), source, SOURCE)
+        comparison.close(f"{kind}.source", vocoder.source(f0, reference_phase(f0), noise), source, SOURCE)
         comparison.close(f"{kind}.speech from its source", vocoder.decode(mel, source), speech, NETWORK)
-        comparison.snr(f"{kind}.speech from mel", vocoder(mel, noise), speech, SPEECH_DB)
+        comparison.snr(f"{kind}.speech from mel", REFERENCE.whole(vocoder, mel, noise), speech, SPEECH_DB)
     for name in ("explicit", "loud"):
         mel_of = recorded["loud.mel"] if name == "loud" else mel
         comparison.close(
@@ -133,18 +135,19 @@ def _stream(comparison: Comparison, vocoder: Vocoder) -> None:
         )
     mel, source = recorded["mel"], recorded["offline_zero.source"]
     noise = torch.zeros(1, source.shape[-1], HARMONICS)
-    comparison.snr("offline_zero.source from mel", vocoder.source(vocoder.f0(mel), noise), source, SPEECH_DB)
+    comparison.snr("offline_zero.source from mel", _source_of(vocoder, mel, noise), source, SPEECH_DB)
     comparison.close(
         "offline_zero.speech from its source", vocoder.decode(mel, source), recorded["offline_zero.speech"], NETWORK
     )
-    comparison.snr("offline_zero.speech", vocoder(mel, noise), recorded["offline_zero.speech"], SPEECH_DB)
+    whole = REFERENCE.whole(vocoder, mel, noise)
+    comparison.snr("offline_zero.speech", whole, recorded["offline_zero.speech"], SPEECH_DB)
 
 
 def _streamed(comparison: Comparison, vocoder: Vocoder, recorded: Recorded, kind: str) -> Tensor:
     """The recorded stream through `step`, each chunk compared; all its samples (1, S)."""
     schedule = comparison.json("schedule.json")
     chunks = recorded["mel"].split(schedule["chunk_frames"], dim=-1)
-    state, withheld = vocoder.initial_state(1), None
+    state, withheld = REFERENCE.initial_state(vocoder, 1), None
     spoken = []
     for index, chunk in enumerate(chunks):
         name = f"{kind}.chunk{index}"
@@ -155,7 +158,7 @@ def _streamed(comparison: Comparison, vocoder: Vocoder, recorded: Recorded, kind
         seen = torch.cat([state.mel, chunk], dim=-1)
         _source(comparison, vocoder, recorded, name, seen, state, noise)
         withheld = _network(comparison, vocoder, recorded, name, seen, withheld)
-        samples, state = vocoder.step(chunk, state, noise, last=index == len(chunks) - 1)
+        samples, state = REFERENCE.step(vocoder, chunk, state, noise, last=index == len(chunks) - 1)
         comparison.same(f"stream {name} samples", samples.shape[-1], schedule["emitted_samples"][index])
         comparison.snr(f"stream {name}.speech", samples, recorded[f"{name}.speech"], SPEECH_DB)
         _state(comparison, recorded, name, state)
@@ -169,11 +172,11 @@ def _source(
     recorded: Recorded,
     name: str,
     seen: Tensor,
-    state: VocoderState,
+    state: ReferenceState,
     noise: Tensor,
 ) -> None:
     """One call's source from mel, with the held part put in."""
-    ours = vocoder.source(vocoder.f0(seen), noise)
+    ours = _source_of(vocoder, seen, noise)
     put_in = torch.cat([state.source, ours[..., state.source.shape[-1] :]], dim=-1)
     comparison.snr(f"stream {name}.source from mel", put_in, recorded[f"{name}.source"], SPEECH_DB)
 
@@ -197,12 +200,17 @@ def _network(
     return withheld
 
 
-def _state(comparison: Comparison, recorded: Recorded, name: str, state: VocoderState) -> None:
+def _state(comparison: Comparison, recorded: Recorded, name: str, state: ReferenceState) -> None:
     if f"{name}.cache_mel" not in recorded:
         return
     comparison.close(f"stream {name}.cache_mel", state.mel, recorded[f"{name}.cache_mel"], WEIGHTS)
     comparison.snr(f"stream {name}.cache_source", state.source, recorded[f"{name}.cache_source"], SPEECH_DB)
     comparison.snr(f"stream {name}.cache_speech", state.speech, recorded[f"{name}.cache_speech"], SPEECH_DB)
+
+
+def _source_of(vocoder: Vocoder, mel: Tensor, noise: Tensor) -> Tensor:
+    f0 = vocoder.f0(mel)
+    return vocoder.source(f0, reference_phase(f0), noise)
 
 
 def _pcm(samples: Tensor) -> Tensor:

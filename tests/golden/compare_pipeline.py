@@ -12,12 +12,12 @@ from torch import Tensor
 from sidecar.audio.decode import decode_recording
 from sidecar.audio.pcm import pcm16
 from sidecar.timebase import frames_to_samples
-from sidecar.token2wav import StreamState, Token2Wav, VoiceFeatures
+from sidecar.token2wav import StreamState, Token2Wav, VoiceFeatures, history, seams
 from sidecar.token2wav.config import load_flow_config
 from sidecar.token2wav.flow import Flow
-from sidecar.token2wav.history import REFERENCE
 from sidecar.token2wav.noise import RecordedNoise
 from sidecar.token2wav.overlap import OVERLAP_FRAMES, cross_fade, reference_fade
+from sidecar.token2wav.phase import reference_phase
 from sidecar.token2wav.weights import load_flow, load_vocoder
 from sidecar.voices.features import VoiceExtractor
 
@@ -49,12 +49,12 @@ def compare(comparison: Comparison) -> None:
 
 
 def load(comparison: Comparison, noise: RecordedNoise) -> Token2Wav:
-    """As `Token2Wav.from_folder`, with the reference's history and the recorded noise."""
+    """As `Token2Wav.from_folder`, with the reference's history, seams and the recorded noise."""
     folder = comparison.folder / "token2wav"
     sizes = comparison.json("config.json")
     config = load_flow_config(folder / "flow.yaml", steps=sizes["n_timesteps"])
-    flow = Flow(load_flow(folder / "flow.pt", config), history=REFERENCE)
-    return Token2Wav(flow, load_vocoder(folder / "hift.pt"), noise)
+    flow = Flow(load_flow(folder / "flow.pt", config), history=history.REFERENCE)
+    return Token2Wav(flow, load_vocoder(folder / "hift.pt"), noise, seams.REFERENCE)
 
 
 def compare_prompt(comparison: Comparison, recorded: VoiceFeatures) -> None:
@@ -74,7 +74,7 @@ def compare_offline(comparison: Comparison, token2wav: Token2Wav, features: Voic
     comparison.close("offline mel", mel, recorded["mel"], MEL)
     comparison.close("offline f0 from recorded mel", vocoder.f0(recorded["mel"]), recorded["f0"], F0_HZ)
     silence = token2wav.noise.source(0, 0, mel.shape[-1])[None]
-    source = vocoder.source(recorded["f0"], silence)
+    source = vocoder.source(recorded["f0"], reference_phase(recorded["f0"]), silence)
     comparison.close("offline source from recorded f0", source, recorded["source"], SOURCE)
     comparison.close(
         "offline speech from recorded source",
@@ -123,7 +123,7 @@ def compare_vocoder_call(
     """One call's stages, each from the recorded result of the one before, so that no error adds up on the way."""
     vocoder, overlap = token2wav.vocoder, frames_to_samples(OVERLAP_FRAMES)
     mel, source, f0 = (recorded[f"chunk{row}.{part}"] for part in ("mel", "source", "f0"))
-    made = vocoder.source(f0, token2wav.noise.source(0, 0, f0.shape[-1])[None])
+    made = vocoder.source(f0, reference_phase(f0), token2wav.noise.source(0, 0, f0.shape[-1])[None])
     if row:
         seen = torch.cat([recorded[f"chunk{before}.mel"] for before in range(row)], dim=-1)
         mel = torch.cat([seen[..., -OVERLAP_FRAMES:], mel], dim=-1)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_token2wav import speech_tokens, tiny_flow, voice_of
 from torch import Tensor
 
+from sidecar.token2wav import Token2Wav
 from sidecar.token2wav.flow import Flow
 from sidecar.token2wav.history import REFERENCE, RecentHistory
 from sidecar.token2wav.noise import SeededNoise
 from sidecar.token2wav.state import FlowState, split, stack
+from sidecar.token2wav.synthetic import write_token2wav
 
 NOISE = SeededNoise()
 
@@ -148,3 +151,14 @@ def test_sixteen_bits_stay_close_to_float32(dtype: torch.dtype, most: float) -> 
     assert mel.dtype == torch.float32
     assert state.estimator.keys_values.dtype == dtype
     assert ((mel - expected).norm() / expected.norm()).item() < most
+
+
+def test_a_length_not_met_before_leaves_no_plan_behind(tmp_path: Path) -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        write_token2wav(tmp_path, "tiny")
+        Token2Wav.from_folder(tmp_path / "token2wav")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

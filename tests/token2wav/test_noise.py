@@ -45,9 +45,13 @@ def test_frames_seeds_and_uses_all_draw_other_numbers() -> None:
     assert len({tuple(frame) for frame in frames}) == len(frames)
 
 
-def test_noise_far_into_a_stream_is_there_and_new() -> None:
-    ten_hours = 10 * 3600 * 50
-    assert not torch.equal(NOISE.speech_mel(1, 0, ten_hours, 50, 80), NOISE.speech_mel(1, 0, 0, 50, 80))
+@pytest.mark.parametrize("far", [10 * 3600 * 50, 2**32, 2**40, 2**63])
+def test_noise_never_runs_out_and_never_comes_again(far: int) -> None:
+    mel = torch.cat([NOISE.speech_mel(1, 0, first, 50, 80) for first in (0, far - 50, far)], dim=1)
+    source = torch.cat([NOISE.source(1, first, 2) for first in (0, far - 2, far)]).view(-1, 80).T
+    columns = torch.cat([mel, source], dim=1).T.tolist()
+    assert len({tuple(column) for column in columns}) == len(columns)
+    assert torch.equal(NOISE.speech_mel(1, 0, far - 1, 2, 80), torch.stack([mel[:, 99], mel[:, 100]], dim=1))
 
 
 def test_noise_is_the_same_in_every_process() -> None:

@@ -1,4 +1,4 @@
-"""The vocoder as a streaming module: lengths, state, batches. Random weights of a tiny size, read from a file."""
+"""The vocoder as a streaming module, by either way to join chunks: lengths, state, batches. Tiny random weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sidecar.token2wav.overlap import OVERLAP_FRAMES, OVERLAP_SAMPLES, cross_fade, reference_fade
-from sidecar.token2wav.vocoder import HiftConfig, Vocoder, VocoderState
+from sidecar.token2wav.overlap import OVERLAP_FRAMES, OVERLAP_SAMPLES, complementary_fade, cross_fade, reference_fade
+from sidecar.token2wav.seams import CONTINUOUS, REFERENCE, ContinuousSeams, SeamPolicy, VocoderState
+from sidecar.token2wav.vocoder import HiftConfig, Vocoder
 from sidecar.token2wav.weights import load_vocoder
+
+both_ways = pytest.mark.parametrize("policy", [CONTINUOUS, REFERENCE], ids=["continuous", "reference"])
 
 WEIGHTS = Path(__file__).parents[1] / "golden" / "data" / "hift" / "hift.safetensors"
 
@@ -32,102 +35,122 @@ def noise_of(frames: int, seed: int = 0, batch: int = 1) -> Tensor:
     return torch.randn(batch, 480 * frames, 9, generator=torch.Generator().manual_seed(1000 + seed))
 
 
+def tensors(state: VocoderState) -> list[Tensor]:
+    return [value for value in vars(state).values() if isinstance(value, Tensor)]
+
+
 @torch.inference_mode()
-def stream(vocoder: Vocoder, mel: Tensor, noise: Tensor, chunks: Sequence[int]) -> tuple[list[Tensor], VocoderState]:
+def stream(
+    vocoder: Vocoder, mel: Tensor, noise: Tensor, chunks: Sequence[int], policy: SeamPolicy = CONTINUOUS
+) -> tuple[list[Tensor], VocoderState]:
     """All of `mel` in chunks of so many frames, the last of them last."""
-    state, done, spoken = vocoder.initial_state(mel.shape[0]), 0, []
+    state, done, spoken = policy.initial_state(vocoder, mel.shape[0]), 0, []
     for index, frames in enumerate(chunks):
         heard = noise[:, 480 * (done - state.held_frames) : 480 * (done + frames)]
-        samples, state = vocoder.step(mel[..., done : done + frames], state, heard, last=index == len(chunks) - 1)
+        new, last = mel[..., done : done + frames], index == len(chunks) - 1
+        samples, state = policy.step(vocoder, new, state, heard, last=last)
         spoken.append(samples)
         done += frames
     return spoken, state
 
 
+@both_ways
 @settings(max_examples=25, deadline=None)
 @given(chunks=st.lists(st.integers(0, 23), min_size=1, max_size=6))
-def test_any_chunk_plan_gives_480_samples_a_frame(vocoder: Vocoder, chunks: list[int]) -> None:
+def test_any_chunk_plan_gives_480_samples_a_frame(policy: SeamPolicy, vocoder: Vocoder, chunks: list[int]) -> None:
     total = sum(chunks)
-    spoken, state = stream(vocoder, mel_of(total), noise_of(total), chunks)
+    spoken, state = stream(vocoder, mel_of(total), noise_of(total), chunks, policy)
     assert sum(part.shape[-1] for part in spoken) == 480 * total
     assert state.frames_done == (total,)
     assert torch.isfinite(torch.cat(spoken, dim=-1)).all()
 
 
-def test_a_stream_runs_eight_frames_behind(vocoder: Vocoder) -> None:
-    spoken, _ = stream(vocoder, mel_of(40), noise_of(40), [10, 20, 10])
+@both_ways
+def test_a_stream_runs_eight_frames_behind(policy: SeamPolicy, vocoder: Vocoder) -> None:
+    spoken, _ = stream(vocoder, mel_of(40), noise_of(40), [10, 20, 10], policy)
     assert [part.shape[-1] for part in spoken] == [480 * 2, 480 * 20, 480 * 18]
 
 
+@both_ways
 @pytest.mark.parametrize("first", [1, 3, 7])
-def test_frames_too_few_for_a_fade_are_held_back_and_spoken_with_the_next(vocoder: Vocoder, first: int) -> None:
+def test_frames_too_few_for_a_fade_are_held_back_and_spoken_with_the_next(
+    policy: SeamPolicy, vocoder: Vocoder, first: int
+) -> None:
     mel, noise = mel_of(30), noise_of(30)
-    short_start, _ = stream(vocoder, mel, noise, [first, 20 - first, 10])
-    plain_start, _ = stream(vocoder, mel, noise, [20, 10])
+    short_start, _ = stream(vocoder, mel, noise, [first, 20 - first, 10], policy)
+    plain_start, _ = stream(vocoder, mel, noise, [20, 10], policy)
     assert short_start[0].shape[-1] == 0
     torch.testing.assert_close(torch.cat(short_start, -1), torch.cat(plain_start, -1), atol=1e-5, rtol=0)
 
 
-def test_a_last_chunk_without_frames_hands_out_what_was_held(vocoder: Vocoder) -> None:
+@both_ways
+def test_a_last_chunk_without_frames_hands_out_what_was_held(policy: SeamPolicy, vocoder: Vocoder) -> None:
     mel, noise = mel_of(20), noise_of(20)
-    (_, held), _ = stream(vocoder, mel, noise, [20, 0])
-    whole = vocoder(mel, noise)
+    (_, held), _ = stream(vocoder, mel, noise, [20, 0], policy)
+    whole = policy.whole(vocoder, mel, noise)
     torch.testing.assert_close(held, whole[:, -OVERLAP_SAMPLES:], atol=1e-5, rtol=0)
 
 
-def test_one_chunk_equals_the_whole_utterance(vocoder: Vocoder) -> None:
+@both_ways
+def test_one_chunk_equals_the_whole_utterance(policy: SeamPolicy, vocoder: Vocoder) -> None:
     mel, noise = mel_of(25), noise_of(25)
-    (spoken,), _ = stream(vocoder, mel, noise, [25])
-    torch.testing.assert_close(spoken, vocoder(mel, noise), atol=0, rtol=0)
+    (spoken,), _ = stream(vocoder, mel, noise, [25], policy)
+    torch.testing.assert_close(spoken, policy.whole(vocoder, mel, noise), atol=0, rtol=0)
 
 
-def test_a_stream_sounds_the_same_alone_and_in_a_batch(vocoder: Vocoder) -> None:
+@both_ways
+def test_a_stream_sounds_the_same_alone_and_in_a_batch(policy: SeamPolicy, vocoder: Vocoder) -> None:
     mel, noise, chunks = mel_of(34, batch=3), noise_of(34, batch=3), [12, 20, 2]
-    together, _ = stream(vocoder, mel, noise, chunks)
+    together, _ = stream(vocoder, mel, noise, chunks, policy)
     for row in range(3):
-        alone, _ = stream(vocoder, mel[row : row + 1], noise[row : row + 1], chunks)
+        alone, _ = stream(vocoder, mel[row : row + 1], noise[row : row + 1], chunks, policy)
         # rounding of the pitch grows with the phase it is summed to
         torch.testing.assert_close(torch.cat(alone, -1)[0], torch.cat(together, -1)[row], atol=2e-3, rtol=0)
 
 
-def test_a_broken_stream_leaves_its_neighbours_as_they_are(vocoder: Vocoder) -> None:
+@both_ways
+def test_a_broken_stream_leaves_its_neighbours_as_they_are(policy: SeamPolicy, vocoder: Vocoder) -> None:
     mel, noise, chunks = mel_of(30, batch=2), noise_of(30, batch=2), [20, 10]
-    sound, _ = stream(vocoder, mel, noise, chunks)
+    sound, _ = stream(vocoder, mel, noise, chunks, policy)
     mel[1, :, 15] = float("nan")
-    beside_nan, _ = stream(vocoder, mel, noise, chunks)
+    beside_nan, _ = stream(vocoder, mel, noise, chunks, policy)
     torch.testing.assert_close(torch.cat(beside_nan, -1)[0], torch.cat(sound, -1)[0], atol=0, rtol=0)
 
 
-def test_states_stacked_and_split_are_the_states(vocoder: Vocoder) -> None:
+@both_ways
+def test_states_stacked_and_split_are_the_states(policy: SeamPolicy, vocoder: Vocoder) -> None:
     ends = []
-    for seed, chunks in enumerate(([12, 0], [30, 4, 0], [9, 0])):
+    for seed, chunks in enumerate(([22, 0], [30, 4, 0], [19, 0])):
         mel, noise = mel_of(sum(chunks), seed), noise_of(sum(chunks), seed)
-        ends.append(stream(vocoder, mel, noise, chunks)[1])
+        ends.append(stream(vocoder, mel, noise, chunks, policy)[1])
     stacked = VocoderState.stack(ends)
-    assert stacked.frames_done == (12, 34, 9)
+    assert stacked.frames_done == (22, 34, 19)
     for before, after in zip(ends, stacked.split(), strict=True):
-        assert torch.equal(before.mel, after.mel) and torch.equal(before.source, after.source)
-        assert torch.equal(before.speech, after.speech) and before.frames_done == after.frames_done
+        assert before.frames_done == after.frames_done
+        assert all(torch.equal(one, other) for one, other in zip(tensors(before), tensors(after), strict=True))
 
 
-def test_a_step_leaves_the_state_it_was_given_as_it_was(vocoder: Vocoder) -> None:
-    _, state = stream(vocoder, mel_of(20), noise_of(20), [20])
-    kept = [state.mel.clone(), state.source.clone(), state.speech.clone()]
-    first, _ = vocoder.step(mel_of(10, 1), state, noise_of(18, 1), last=False)
-    again, _ = vocoder.step(mel_of(10, 1), state, noise_of(18, 1), last=False)
+@both_ways
+def test_a_step_leaves_the_state_it_was_given_as_it_was(policy: SeamPolicy, vocoder: Vocoder) -> None:
+    _, state = stream(vocoder, mel_of(20), noise_of(20), [20], policy)
+    kept = [tensor.clone() for tensor in tensors(state)]
+    first, _ = policy.step(vocoder, mel_of(10, 1), state, noise_of(state.held_frames + 10, 1), last=False)
+    again, _ = policy.step(vocoder, mel_of(10, 1), state, noise_of(state.held_frames + 10, 1), last=False)
     assert torch.equal(first, again)
-    assert all(torch.equal(a, b) for a, b in zip(kept, [state.mel, state.source, state.speech], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, tensors(state), strict=True))
 
 
-def test_a_state_is_no_view_of_the_chunk_it_came_from(vocoder: Vocoder) -> None:
-    _, state = stream(vocoder, mel_of(50), noise_of(50), [50])
-    for tensor in (state.mel, state.source, state.speech):
-        assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
+@both_ways
+def test_a_state_is_no_view_of_the_chunk_it_came_from(policy: SeamPolicy, vocoder: Vocoder) -> None:
+    _, state = stream(vocoder, mel_of(50), noise_of(50), [50], policy)
+    for tensor in tensors(state):
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
-def test_noise_for_another_length_is_named(vocoder: Vocoder) -> None:
+@both_ways
+def test_noise_for_another_length_is_named(policy: SeamPolicy, vocoder: Vocoder) -> None:
     with pytest.raises(AssertionError, match="noise is for 480 samples, the call makes 4800"):
-        vocoder.step(mel_of(10), vocoder.initial_state(1), noise_of(1), last=False)
+        policy.step(vocoder, mel_of(10), policy.initial_state(vocoder, 1), noise_of(1), last=False)
 
 
 def test_the_cross_fade_leaves_what_comes_after_the_overlap_alone() -> None:
@@ -135,6 +158,24 @@ def test_the_cross_fade_leaves_what_comes_after_the_overlap_alone() -> None:
     joined = cross_fade(new, held, reference_fade())
     assert torch.equal(joined[:, OVERLAP_SAMPLES:], new[:, OVERLAP_SAMPLES:])
     assert not torch.equal(joined[:, :OVERLAP_SAMPLES], new[:, :OVERLAP_SAMPLES])
+
+
+@pytest.mark.parametrize("samples", [1, 120, OVERLAP_SAMPLES])
+def test_the_fade_adds_up_to_1_and_goes_one_way(samples: int) -> None:
+    fade_in, fade_out = complementary_fade(samples)
+    assert torch.equal(fade_in + fade_out, torch.ones(samples))
+    assert (fade_in.diff() >= 0).all() and 0 < fade_in[0] < 1
+
+
+def test_a_stream_of_one_policy_is_refused_by_the_other(vocoder: Vocoder) -> None:
+    with pytest.raises(AssertionError, match="goes on with the seams it began with"):
+        REFERENCE.step(vocoder, mel_of(1), CONTINUOUS.initial_state(vocoder, 1), noise_of(1), last=False)
+
+
+@pytest.mark.parametrize(("context", "fade", "words"), [(1, 120, "below 2"), (8, -1, "outside 0"), (8, 3841, "3840")])
+def test_seams_that_cannot_be_are_refused(context: int, fade: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ContinuousSeams(context, fade)
 
 
 def test_the_reference_fade_adds_up_to_1_08() -> None:
