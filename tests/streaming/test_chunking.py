@@ -65,7 +65,7 @@ def test_a_reply_without_tokens_has_no_chunk() -> None:
 @given(
     tokens=st.integers(0, 150),
     cuts=st.lists(st.integers(0, 150), max_size=12),
-    sizes=st.tuples(st.integers(4, 40), st.integers(0, 40)),
+    sizes=st.tuples(st.integers(1, 40), st.integers(0, 40)),
 )
 def test_chunks_do_not_depend_on_when_tokens_or_the_end_came(
     tokens: int, cuts: list[int], sizes: tuple[int, int]
@@ -79,3 +79,21 @@ def test_chunks_do_not_depend_on_when_tokens_or_the_end_came(
     assert chunks_of(pieces, plan=plan, take_late=True) == whole
     assert sum(chunk.new_tokens for chunk in whole) == tokens
     assert [chunk.last for chunk in whole] == [False] * (len(whole) - 1) + [True] * bool(whole)
+
+
+def authors_schedule(pieces: list[list[int]], chunk_tokens: int) -> list[Chunk]:
+    """The authors' loop: with 25 tokens and 3 more in its buffer it runs them and drops 25, at the end it runs the
+    rest."""
+    buffer, chunks = [], []
+    for token in itertools.chain(*pieces):
+        buffer.append(token)
+        if len(buffer) == chunk_tokens + LOOKAHEAD:
+            chunks.append(Chunk(tuple(buffer), chunk_tokens, last=False))
+            buffer = buffer[chunk_tokens:]
+    return [*chunks, Chunk(tuple(buffer), len(buffer), last=True)]
+
+
+@given(pieces=st.lists(st.lists(st.integers(0, 6560), max_size=40), max_size=6), size=st.integers(1, 30))
+def test_chunks_of_one_size_are_those_of_the_authors(pieces: list[list[int]], size: int) -> None:
+    pieces.append([1])  # they always have a token to say
+    assert chunks_of(pieces, plan=ChunkPlan(size, size)) == authors_schedule(pieces, size)

@@ -1,0 +1,49 @@
+"""What a stream holds that goes on and on, and the benchmark that shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import endless
+import pytest
+from speech_parts import FaultyToken2Wav
+from tiny_token2wav import speech_tokens
+
+from sidecar.streaming.chunking import ChunkPlan
+from sidecar.streaming.scheduler import StreamScheduler
+from sidecar.timebase import tokens_to_samples
+from sidecar.token2wav.state import OpenedVoice
+
+
+def test_the_benchmark_shows_both_policies_over_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chunks_path, plot_path = tmp_path / "chunks.json", tmp_path / "plot.png"
+    endless.main(["--minutes", "0.3", "--chunk-tokens", "50", "--json", str(chunks_path), "--plot", str(plot_path)])
+    policies = json.loads(chunks_path.read_text(encoding="utf-8"))["policies"]
+    assert policies.keys() == {"ours", "the authors'"}
+    for chunks in policies.values():
+        assert chunks[-1]["minutes"] == 0.3, "every token has been spoken"
+        assert all(chunk["ms"] > 0 and chunk["rss_mb"] > 50 for chunk in chunks)
+    assert "| RSS at most, MB |" in capsys.readouterr().out
+    assert plot_path.stat().st_size > 10_000
+
+
+def test_a_stream_that_nobody_reads_keeps_its_sound_and_nothing_else(
+    token2wav: FaultyToken2Wav, voice: OpenedVoice
+) -> None:
+    async def test() -> None:
+        scheduler = StreamScheduler(token2wav, ChunkPlan(10, 25))
+        scheduler.start()
+        stream = scheduler.open(voice, seed=1)
+        stream.feed(speech_tokens(200).tolist())
+        stream.finish()
+        while not stream.ended:
+            await asyncio.sleep(0.01)
+        assert stream.state is None, "its keys and values are free before anybody has heard it"
+        pieces = [piece async for piece in stream.samples()]
+        assert sum(piece.nbytes for piece in pieces) == 4 * tokens_to_samples(200)
+        assert all(piece.base is None or piece.base.nbytes == piece.nbytes for piece in pieces)
+        await scheduler.close()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
