@@ -2,6 +2,7 @@
 
 python examples/say.py "Good morning!" -o morning.wav
 python examples/say.py "Answer the question." --recording examples/question.wav --stream
+python examples/say.py "Good evening!" --voice anna
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ class Refused(Exception):
     """The server's own words for why not."""
 
 
-def ask(url: str, text: str, *, recording: Path | None = None, stream: bool = False) -> Heard:
+def ask(url: str, text: str, *, recording: Path | None = None, stream: bool = False, voice: str = "default") -> Heard:
     """POST /generate and listen to the end.
 
     Raises:
         Refused: the server answered with an error.
         httpx.HTTPError: it is not there, or the answer was cut short.
     """
-    form = {"text": text, "streaming": str(stream).lower()}
+    form = {"text": text, "streaming": str(stream).lower(), "voice": voice}
     files = None if recording is None else {"audio": (recording.name, recording.read_bytes())}
     sent_s = time.perf_counter()
     first_sound_s = 0.0
@@ -78,12 +79,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Say a text, or answer a recording.")
     parser.add_argument("text", help="the words to speak, or the instruction for the recording")
     parser.add_argument("--recording", type=Path, help="speech to answer: wav, flac, ogg or mp3")
+    parser.add_argument("--voice", default="default", help="who speaks; GET /v1/voices tells who can")
     parser.add_argument("--stream", action="store_true", help="take the sound as it is made")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("-o", "--output", type=Path, default=Path("output.wav"))
     wanted = parser.parse_args()
     try:
-        heard = ask(wanted.url, wanted.text, recording=wanted.recording, stream=wanted.stream)
+        heard = ask(wanted.url, wanted.text, recording=wanted.recording, stream=wanted.stream, voice=wanted.voice)
     except (Refused, httpx.HTTPError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from sidecar.metrics import Metrics
     from sidecar.requests import SpeechRequest
     from sidecar.settings import Settings
-    from sidecar.streaming.pool import StatePool
+    from sidecar.streaming.pool import Slot, StatePool
     from sidecar.streaming.scheduler import StreamScheduler
     from sidecar.streaming.stream import Clock
+    from sidecar.token2wav.state import OpenedVoice
     from sidecar.voices.library import VoiceLibrary
 
 #: Drawn seeds are short enough to be typed, and exact in every language's numbers.
@@ -51,6 +52,7 @@ class SpeechPipeline:
 
     def __post_init__(self) -> None:
         self._running: set[Speech] = set()
+        self._waiting_for_a_voice: set[asyncio.Task[OpenedVoice]] = set()
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -64,14 +66,12 @@ class SpeechPipeline:
             SidecarError: the request is refused, or cannot be served now; nothing of it is left.
         """
         arrived_at = self.clock()
-        if self._closing:
-            raise NotReady("the server is shutting down")
         self._check_texts(wanted)
-        slot = self.pool.take()
+        voice = await self._voice(wanted.voice)
+        slot = self._slot()
         try:
             prompt = await self._prompt(wanted)
             sampling = self._sampling(wanted, prompt)
-            voice = await self.voices.get(wanted.voice)
         except BaseException:
             slot.release()
             raise
@@ -91,13 +91,41 @@ class SpeechPipeline:
         await speech.begin(self.engine, EngineRequest(request_id, prompt.messages, sampling))
         return speech
 
+    async def _voice(self, name: str) -> OpenedVoice:
+        """The voice, which may first have to be built, for seconds: no slot is held meanwhile.
+
+        A full server says so before it builds anything.
+        """
+        self._slot().release()
+        getting = asyncio.create_task(self.voices.get(name))
+        self._waiting_for_a_voice.add(getting)
+        try:
+            await asyncio.wait({getting})
+            if getting.cancelled():
+                raise _shutting_down()
+            return getting.result()
+        finally:
+            getting.cancel()
+            self._waiting_for_a_voice.discard(getting)
+
+    def _slot(self) -> Slot:
+        """
+        Raises:
+            NotReady, Full: no request is taken any more, or not now.
+        """
+        if self._closing:
+            raise _shutting_down()
+        return self.pool.take()
+
     async def drain(self, grace_s: float) -> None:
         """Take no more requests; let those that run end, and cut off what still runs after `grace_s`."""
         self._closing = True
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)
+        for getting in self._waiting_for_a_voice:
+            getting.cancel()
         for speech in list(self._running):
-            speech.cut_off(NotReady("the server is shutting down"))
+            speech.cut_off(_shutting_down())
 
     def _forget(self, speech: Speech) -> None:
         self._running.discard(speech)
@@ -147,3 +175,7 @@ class SpeechPipeline:
             max_tokens=min(wanted.max_tokens or ours.max_tokens, room),
             seed=secrets.randbits(DRAWN_SEED_BITS) if seed is None else seed,
         )
+
+
+def _shutting_down() -> NotReady:
+    return NotReady("the server is shutting down")

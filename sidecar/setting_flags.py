@@ -22,9 +22,13 @@ def flag(
     *,
     choices: Sequence[str] | None = None,
     repeatable: bool = False,
+    metavar: str | None = None,
 ) -> dict[str, Any]:
-    """Metadata of a field that can be set: how its word is read, and what `--help` says of it."""
-    return {"parse": parse, "help": help, "choices": choices, "repeatable": repeatable}
+    """Metadata of a field that can be set: how its word is read, and what `--help` says of it.
+
+    `metavar` stands there for the word itself; the last part of the flag's name where not given.
+    """
+    return {"parse": parse, "help": help, "choices": choices, "repeatable": repeatable, "metavar": metavar}
 
 
 def switch(word: str) -> bool:
@@ -32,6 +36,11 @@ def switch(word: str) -> bool:
     if word not in ("0", "1"):
         raise ValueError("it is 1 or 0")
     return word == "1"
+
+
+def with_home(path: str) -> str:
+    """Parses a path whose `~` no shell has seen to, as in `--voice-dir=~/voices` or in the environment."""
+    return os.path.expanduser(path)  # noqa: PTH111  a pathlib one takes the ./ off, and raises for ~nobody
 
 
 def has_flag(setting: Field[Any]) -> bool:
@@ -54,9 +63,15 @@ def add_flag(parser: argparse.ArgumentParser, setting: Field[Any]) -> None:
         choices=setting.metadata["choices"],
         action="append" if setting.metadata["repeatable"] else "store",
         default=argparse.SUPPRESS,
-        metavar=None if setting.metadata["choices"] else dashed.rpartition("-")[2].upper(),
+        metavar=_metavar(setting),
         help=words,
     )
+
+
+def _metavar(setting: Field[Any]) -> str | None:
+    if setting.metadata["choices"]:
+        return None
+    return setting.metadata["metavar"] or setting.name.rpartition("_")[2].upper()
 
 
 def from_environment(settings: Iterable[Field[Any]], environment: Mapping[str, str]) -> dict[str, Any]:

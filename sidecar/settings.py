@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.errors import SettingsError
-from sidecar.setting_flags import ENVIRONMENT_PREFIX, add_flag, flag, from_environment, has_flag, switch
+from sidecar.setting_flags import ENVIRONMENT_PREFIX, add_flag, flag, from_environment, has_flag, switch, with_home
+from sidecar.voice_names import NAME_IN_WORDS, is_voice_name
 
 #: The key of the engine's HTTP server: from the environment alone, since a command line is open to every user.
 ENGINE_KEY_VARIABLE = f"{ENVIRONMENT_PREFIX}ENGINE_KEY"
@@ -85,8 +86,8 @@ class StreamSettings:
     max_batch_size: int = field(default=16, metadata=flag(int, "streams at once; the next one is answered 503"))
 
     def __post_init__(self) -> None:
-        # the vocoder needs 8 mel frames, which are 4 tokens, before it can hand on its overlap
-        _within("first-chunk-tokens", self.first_chunk_tokens, 4)
+        # below 5, the first chunk gives no sound yet: the vocoder keeps the newest 8 mel frames for the next seam
+        _within("first-chunk-tokens", self.first_chunk_tokens, 1)
         _within("max-batch-size", self.max_batch_size, 1)
         if self.first_chunk_tokens > self.chunk_tokens:
             raise SettingsError(
@@ -186,9 +187,31 @@ class Settings:
     port: int = field(default=8000, metadata=flag(int, "port to listen on; 0 takes a free one"))
     device: str = field(default="cpu", metadata=flag(str, "where token2wav computes: cpu, cuda, cuda:1 ..."))
     dtype: str = field(default="float32", metadata=flag(str, "precision of token2wav's flow", choices=DTYPES))
-    voice: Path | None = field(
+    voice: str | None = field(
         default=None,
-        metadata=flag(Path, "recording of the default voice (default: the one that comes with the checkpoint)"),
+        metadata=flag(
+            with_home,
+            "the default voice: the name of one of the checkpoint, its authors (default_female, default_male) or "
+            "--voice-dir, or a recording of 1 to 30 s (./mine where the path looks like a name) (default: the "
+            "checkpoint's own, else default_female)",
+            metavar="NAME|PATH",
+        ),
+    )
+    voice_dir: Path | None = field(
+        default=None,
+        metadata=flag(
+            lambda word: Path(with_home(word)),
+            "folder of voices: NAME.wav, .flac, .ogg, .mp3 ... in it speak as NAME, and POST /v1/voices keeps its "
+            "recordings there (default: a temporary one, which goes with the server)",
+        ),
+    )
+    voice_memory_mb: float = field(
+        default=4000.0,
+        metadata=flag(
+            float,
+            "megabytes (10^6) that opened voices may take where token2wav computes, the default voice not counted; "
+            "beyond it the one unheard for longest is closed, and opened anew when it is asked for",
+        ),
     )
     log_level: str = field(default="info", metadata=flag(str, "least serious message to log", choices=LOG_LEVELS))
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
@@ -199,12 +222,24 @@ class Settings:
 
     def __post_init__(self) -> None:
         _within("port", self.port, 0, 65535)
+        _within("voice-memory-mb", self.voice_memory_mb, 0)
         for name, value, choices in (
             ("dtype", self.dtype, DTYPES),
             ("log-level", self.log_level, LOG_LEVELS),
         ):
             if value not in choices:
                 raise SettingsError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
+        self._refuse_missing_voices()
+
+    def _refuse_missing_voices(self) -> None:
+        """Of a voice's name, the library says whether there is one."""
+        if self.voice is not None and not is_voice_name(self.voice) and not Path(self.voice).is_file():
+            raise SettingsError(
+                f"--voice is {self.voice!r}, and there is no such file; give a recording of 1 to 30 s, or the name of "
+                f"a voice: {NAME_IN_WORDS}"
+            )
+        if self.voice_dir is not None and self.voice_dir.exists() and not self.voice_dir.is_dir():
+            raise SettingsError(f"--voice-dir {self.voice_dir} is not a folder; name another")
 
     @property
     def served_model_name(self) -> str:

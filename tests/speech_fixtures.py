@@ -38,8 +38,8 @@ def token2wav(checkpoint: Path) -> FaultyToken2Wav:
 
 
 @pytest.fixture(scope="session")
-def voices(token2wav: FaultyToken2Wav, checkpoint: Path) -> VoiceLibrary:
-    return VoiceLibrary(token2wav, checkpoint)
+def voices(token2wav: FaultyToken2Wav, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> VoiceLibrary:
+    return VoiceLibrary(token2wav, checkpoint, cache_dir=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from step_audio_vllm.siblings import CHAT_FORMATS, ChatFormat, chat_format_name
 #: The sidecar's flags that the launcher takes too. Their defaults and words are the sidecar's.
 SHARED = (
     "host", "port", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "greedy", "seed",
-    "max_batch_size", "max_model_len", "system_prompt", "tts_system_prompt", "allowed_audio_path", "log_level",
+    "max_batch_size", "max_model_len", "system_prompt", "tts_system_prompt", "allowed_audio_path", "voice", "voice_dir",
+    "log_level",
 )  # fmt: skip
 
 TINY = "tiny"

@@ -1,37 +1,41 @@
-"""The voices that can speak: name -> opened voice, built once."""
+"""The voices that can speak: name -> opened voice. Start here; the parts are the other files of the folder."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import os
 from pathlib import Path
-from typing import Protocol
 
-from sidecar.audio.decode import decode_recording
-from sidecar.errors import BadRequest, SettingsError, UnsupportedMedia, UnusableAudio
-from sidecar.token2wav.state import OpenedVoice, VoiceFeatures
-from sidecar.voices.default_recording import Fetch, fetch_url, find_default_recording, user_cache_dir
-from sidecar.voices.features import MAX_SECONDS, VoiceExtractor
+from sidecar.errors import SettingsError, SidecarError, SynthesisFailed, UnknownVoice, UnusableAudio, VoiceUnavailable
+from sidecar.settings import Settings
+from sidecar.token2wav.state import OpenedVoice
+from sidecar.voice_names import DEFAULT_VOICE
+from sidecar.voices.authors import Authors, Fetch, fetch_url
+from sidecar.voices.build import VoiceBuilder, VoiceOpener
+from sidecar.voices.catalogue import Catalogue, Found, shown
+from sidecar.voices.folder import VoiceFolder
+from sidecar.voices.opened import OpenedVoices
+from sidecar.voices.recording import VoiceRecording, read_recording, require_small
+from sidecar.voices.uploads import Uploads
+from sidecar.voices.voice import Voice
+
+__all__ = ["Voice", "VoiceLibrary"]
 
 log = logging.getLogger(__name__)
 
-DEFAULT_VOICE = "default"
-
-
-class VoiceOpener(Protocol):
-    """What the library needs of token2wav."""
-
-    def open_voice(self, features: VoiceFeatures) -> OpenedVoice: ...
-
 
 class VoiceLibrary:
-    """Reads a recording, makes its features and feeds it to token2wav: in a thread, once, whoever asks.
+    """Files are read, sound is decoded and networks run in threads; nothing here holds up the event loop.
 
     Args:
         token2wav: opens voices.
         model_dir: the checkpoint folder; its token2wav part holds the two ONNX networks.
-        voice: the default voice's recording; else the checkpoint's, or the authors', fetched.
+        voice: the default voice, by name, or by the path of its recording (a word that could be a name is one); else
+            the checkpoint's own, else the authors'.
+        voice_dir: where more voices are, and where added ones are kept; else they go when the library is closed.
+        memory_mb: megabytes (10^6) of opened voices to keep beside the default one; the newest stays in any case.
+        cache_dir: for what is fetched or computed once; else under the user's cache folder.
     """
 
     def __init__(
@@ -39,66 +43,138 @@ class VoiceLibrary:
         token2wav: VoiceOpener,
         model_dir: Path,
         *,
-        voice: Path | None = None,
+        voice: str | None = None,
+        voice_dir: Path | None = None,
+        memory_mb: float = Settings.voice_memory_mb,
         cache_dir: Path | None = None,
         fetch: Fetch = fetch_url,
     ) -> None:
-        self._token2wav = token2wav
-        self._model_dir = model_dir
+        kept = cache_dir or user_cache_dir()
         self._voice = voice
-        self._cache_dir = cache_dir
-        self._fetch = fetch
-        self._building: asyncio.Task[OpenedVoice] | None = None
+        self._authors = Authors(kept, fetch)
+        self._folder = VoiceFolder(voice_dir)
+        self._catalogue = Catalogue(model_dir, self._folder, self._authors.voices, default=voice)
+        self._uploads = Uploads(self._catalogue, self._folder, self._authors)
+        self._builder = VoiceBuilder(token2wav, model_dir / "token2wav", kept / "features")
+        self._opened = OpenedVoices(self._builder.build, int(memory_mb * 1e6))
+        self._default: OpenedVoice | None = None
 
-    async def get(self, name: str) -> OpenedVoice:
-        """The voice called `name`.
-
-        Raises:
-            BadRequest: no voice is called that.
-            SidecarError: as `default`.
-        """
-        if name != DEFAULT_VOICE:
-            raise BadRequest(
-                f"no voice is called {name!r}; here is: {DEFAULT_VOICE}", param="voice", code="unknown_voice"
-            )
-        return await self.default()
+    @property
+    def default_name(self) -> str:
+        """What the default voice is called in a listing; `default` stands for it in requests."""
+        return self._catalogue.default_name
 
     async def default(self) -> OpenedVoice:
-        """The default voice. A caller that goes away does not stop the build; after a failure the next one tries again.
+        """The default voice, read once: as long as the library is open, it stays what it was.
 
         Raises:
             SettingsError: there is no recording, or it cannot be used; says what to pass.
             CheckpointError: an ONNX file is missing or broken.
         """
-        failed = (
-            self._building is not None
-            and self._building.done()
-            and (self._building.cancelled() or self._building.exception() is not None)
-        )
-        if self._building is None or failed:
-            self._building = asyncio.create_task(asyncio.to_thread(self._build))
-        return await asyncio.shield(self._building)
+        if self._default is None:
+            try:
+                sha256, opened = await self._open(self.default_name)
+            except (UnknownVoice, VoiceUnavailable, UnusableAudio, SynthesisFailed) as error:
+                raise self._cannot_start(error) from error
+            self._opened.pin(sha256, opened)
+            self._default = opened
+        return self._default
 
-    def _build(self) -> OpenedVoice:
-        started = time.perf_counter()
-        path = find_default_recording(
-            self._model_dir,
-            voice=self._voice,
-            cache_dir=self._cache_dir or user_cache_dir(),
-            fetch=self._fetch,
-        )
-        extractor = VoiceExtractor.from_folder(self._model_dir / "token2wav")
-        try:
-            recording = decode_recording(path.read_bytes(), max_seconds=MAX_SECONDS)
-            features = extractor.features(recording.samples, recording.sample_rate_hz)
-        except (UnsupportedMedia, UnusableAudio, OSError) as error:  # the server's recording, not the client's
-            raise SettingsError(f"the default voice's recording {path} cannot be used: {error}") from error
-        opened = self._token2wav.open_voice(features)
-        log.info(
-            "voice %s opened: %s, %.1f s of recording, in %.1f s",
-            DEFAULT_VOICE,
-            path,
-            recording.seconds,
-            time.perf_counter() - started,
-        )
+    async def get(self, name: str) -> OpenedVoice:
+        """The voice called `name`.
+
+        Raises:
+            UnknownVoice: no voice is called that.
+            VoiceUnavailable: its recording cannot be had or used.
+            SidecarError: as `default`.
+        """
+        if name in (DEFAULT_VOICE, self.default_name):
+            return await self.default()
+        _, opened = await self._open(name)
         return opened
+
+    async def voices(self) -> list[Voice]:
+        """All that can speak, by name."""
+        return await asyncio.to_thread(self._catalogue.voices)
+
+    async def add(self, name: str, data: bytes) -> tuple[Voice, bool]:
+        """A voice from a sound file's bytes, opened when this returns, and True; or the same one, if there, and False.
+
+        Raises:
+            BadRequest: nothing can be called so.
+            TooLarge, UnsupportedMedia, UnusableAudio: the recording cannot be a voice.
+            Conflict: the name is another recording's, or there are too many voices.
+            VoiceUnavailable: the recording cannot be kept.
+        """
+        require_small(data)
+        recording = VoiceRecording(data)
+        there = await asyncio.to_thread(self._uploads.there, name, recording)
+        if there is not None:
+            return there, False
+        await asyncio.to_thread(recording.decoded)  # refuses what cannot be a voice, before it waits for a build
+        try:
+            await self._opened.open(recording)
+        except SynthesisFailed as error:
+            raise UnusableAudio(error.message) from error
+        return await asyncio.to_thread(self._uploads.keep, name, recording), True
+
+    async def delete(self, name: str) -> Voice:
+        """Streams that speak with it go on. Nothing of its recording stays, unless another voice has the same.
+
+        Raises:
+            NotFound: no voice is called that.
+            NotPermitted: it is built in, or the server's default.
+            VoiceUnavailable: its file cannot be removed.
+        """
+        deleted = await asyncio.to_thread(self._uploads.remove, name)
+        if deleted.sha256 not in {voice.sha256 for voice in await self.voices()}:
+            self._opened.forget(deleted.sha256)
+            await asyncio.to_thread(self._builder.forget, deleted.sha256)
+        return deleted
+
+    async def close(self) -> None:
+        """Recordings in a temporary folder go."""
+        await self._opened.close()
+        await asyncio.to_thread(self._folder.close)
+
+    async def _open(self, name: str) -> tuple[str, OpenedVoice]:
+        found = await asyncio.to_thread(self._find, name)
+        opened = self._opened.get(found.voice.sha256)
+        if opened is not None:
+            return found.voice.sha256, opened
+        if found.path is None:
+            recording = await self._authors.recording(name)
+        else:
+            # what is read now decides, not what was there a moment ago
+            recording = await asyncio.to_thread(_read, name, found.path)
+        opened = await self._opened.open(recording)
+        log.info("voice %s opened: %s", name, found.path or "the authors' recording")
+        return recording.sha256, opened
+
+    def _find(self, name: str) -> Found:
+        found = self._catalogue.find(name)
+        if found is None:
+            raise UnknownVoice(
+                f"no voice is called {shown(name)}; here are {self._catalogue.names_in_short()}, "
+                "and POST /v1/voices adds one",
+                param="voice",
+            )
+        return found
+
+    def _cannot_start(self, error: SidecarError) -> SettingsError:
+        if self._voice is None:
+            return SettingsError(f"the default voice {self.default_name} cannot speak: {error.message}")
+        way_out = f"; a recording's path is ./{self._voice}" if isinstance(error, UnknownVoice) else ""
+        return SettingsError(f"--voice {self._voice} cannot speak: {error.message}{way_out}")
+
+
+def user_cache_dir() -> Path:
+    """Where fetched voices and features are kept: under XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "step-audio-serve" / "voices"
+
+
+def _read(name: str, path: Path) -> VoiceRecording:
+    try:
+        return read_recording(path)
+    except OSError as error:
+        raise VoiceUnavailable(f"the recording of the voice {name!r} cannot be read: {error.strerror}") from error

@@ -54,6 +54,23 @@ def test_allowed_audio_path_may_be_given_several_times(tmp_path: Path) -> None:
     assert settings(STEP_AUDIO_ALLOWED_AUDIO_PATH=f"{tmp_path}:{other}").limits == given.limits
 
 
+def test_a_voice_is_a_name_or_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "anna").write_bytes(b"RIFF")
+    monkeypatch.chdir(tmp_path)
+    for word in ("anna", "./anna", str(tmp_path / "anna"), "a-name_with-0"):
+        assert settings("--voice", word).voice == word
+    assert settings(STEP_AUDIO_VOICE="anna", STEP_AUDIO_VOICE_DIR="here").voice_dir == Path("here")
+
+
+def test_a_home_folder_that_no_shell_has_seen_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "anna.wav").write_bytes(b"RIFF")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = settings("--voice=~/anna.wav", "--voice-dir=~/voices")
+    assert (given.voice, given.voice_dir) == (str(tmp_path / "anna.wav"), tmp_path / "voices")
+    with pytest.raises(SettingsError, match="there is no such file"):
+        settings("--voice=~nobody_here/anna.wav")
+
+
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
@@ -62,7 +79,7 @@ def test_allowed_audio_path_may_be_given_several_times(tmp_path: Path) -> None:
         (("--top-p", "0"), "--top-p"),
         (("--max-tokens", "0"), "--max-tokens"),
         (("--max-batch-size", "0"), "--max-batch-size"),
-        (("--first-chunk-tokens", "3"), "--first-chunk-tokens"),
+        (("--first-chunk-tokens", "0"), "--first-chunk-tokens"),
         (("--first-chunk-tokens", "30"), "--chunk-tokens"),
         (("--port", "65536"), "--port"),
         (("--max-body-mb", "inf"), "--max-body-mb"),
@@ -70,6 +87,11 @@ def test_allowed_audio_path_may_be_given_several_times(tmp_path: Path) -> None:
         (("--engine-socket", "/a", "--engine-url", "http://a"), "one of them"),
         (("--engine-url", "localhost:8000"), "http://"),
         (("--seed", "-1"), "--seed"),
+        (("--voice", "./gone.wav"), "--voice is './gone.wav', and there is no such file.* or the name"),
+        (("--voice", "/"), "--voice"),
+        (("--voice-dir", "/dev/null"), "--voice-dir /dev/null is not a folder"),
+        (("--voice-memory-mb", "-1"), "--voice-memory-mb"),
+        (("--voice-memory-mb", "nan"), "--voice-memory-mb"),
     ],
 )
 def test_what_cannot_work_is_refused_by_the_flags_name(flags: tuple[str, ...], word: str) -> None:

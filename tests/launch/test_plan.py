@@ -149,6 +149,24 @@ def test_the_sidecar_takes_every_flag_it_is_handed(tmp_path: Path) -> None:
     assert settings.engine.engine_socket == Path("/r/vllm.sock")
 
 
+@pytest.mark.parametrize("voice", ["anna", "./anna.wav"])
+def test_voices_reach_the_sidecar_as_they_were_typed(
+    voice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "anna.wav").write_bytes(b"RIFF")
+    monkeypatch.chdir(tmp_path)
+    _, sidecar = plan_for("--model", "tiny", "--voice", voice, "--voice_dir", "voices").services(
+        model_folder="/m", run_folder="/r"
+    )
+    settings = Settings.from_flags(sidecar.argv[3:], {})
+    assert (settings.voice, settings.voice_dir) == (voice, Path("voices"))
+
+
+def test_without_a_flag_the_sidecar_chooses_the_voice() -> None:
+    words = " ".join(plan_for("--model", "tiny").sidecar.argv)
+    assert "--voice" not in words
+
+
 def test_a_prompt_may_begin_with_a_dash() -> None:
     sidecar = plan_for("--model", "tiny", "--system-prompt=- be brief").sidecar
     assert Settings.from_flags(sidecar.argv[3:], {}).prompts.system_prompt == "- be brief"
@@ -380,6 +398,8 @@ def test_the_printed_plan_is_valid_shell() -> None:
         (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization"),
         (["--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),
         (["--allowed-audio-path", "/no/such/folder"], "--allowed-audio-path"),
+        (["--voice", "/no/such/voice.wav"], "--voice"),
+        (["--voice-dir", "/dev/null"], "--voice-dir"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_its_flag_s_name(argv: list[str], named: str) -> None:

@@ -63,6 +63,12 @@ def test_children_share_the_launcher_s_session_and_so_the_cpu(supervise: Supervi
     assert sessions == {os.getsid(running.process.pid)}
 
 
+def test_children_work_in_the_launcher_s_folder_where_the_paths_of_its_flags_begin(supervise: Supervise) -> None:
+    running = supervise()
+    folders = {Path(f"/proc/{pid}/cwd").readlink() for pid in running.child_pids()}
+    assert folders == {Path(f"/proc/{running.process.pid}/cwd").readlink()}
+
+
 def test_progress_bars_become_lines(supervise: Supervise) -> None:
     bars = (
         "import sys, time; sys.stderr.write('\\r 10%|#  |\\r 50%|## |\\n\\x1b[A\\x1b[2K'); print('x' * 300_000);"

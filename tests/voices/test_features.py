@@ -9,28 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from voice_parts import sweep
 
 from sidecar.errors import CheckpointError, UnusableAudio
-from sidecar.token2wav.synthetic import write_token2wav
 from sidecar.voices.features import VoiceExtractor, fit
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = tmp_path_factory.mktemp("model")
-    write_token2wav(model, "tiny")
+def folder(model: Path) -> Path:
     return model / "token2wav"
 
 
 @pytest.fixture(scope="module")
 def extractor(folder: Path) -> VoiceExtractor:
     return VoiceExtractor.from_folder(folder)
-
-
-def sweep(seconds: float, rate_hz: int, low_hz: float = 100.0) -> NDArray[np.float32]:
-    t = np.arange(round(seconds * rate_hz)) / rate_hz
-    return (0.3 * np.sin(2 * np.pi * (low_hz + 150 * t) * t)).astype(np.float32)
 
 
 @settings(max_examples=20, deadline=None)
@@ -60,10 +52,31 @@ def test_a_recording_that_is_not_finite_is_refused(extractor: VoiceExtractor) ->
         extractor.features(broken, 16_000)
 
 
+@pytest.mark.parametrize("loudest", [0.0, 4e-4])
+def test_a_first_channel_without_speech_is_refused_even_beside_one_with(
+    extractor: VoiceExtractor, loudest: float
+) -> None:
+    empty_track = np.random.default_rng(0).uniform(-loudest, loudest, 48_000).astype(np.float32)
+    with pytest.raises(UnusableAudio, match="silent in its first channel; send a mono recording"):
+        extractor.features(np.stack([empty_track, sweep(3.0)]), 16_000)
+    with pytest.raises(UnusableAudio, match="is silent; send a mono recording"):
+        extractor.features(empty_track, 16_000)
+
+
+def test_a_quiet_recording_is_taken(extractor: VoiceExtractor) -> None:
+    """At -50 dB: sweep() has 0.3 at its loudest."""
+    assert len(extractor.features(sweep(1.0) / np.float32(100), 16_000).prompt_tokens) == 25
+
+
+@pytest.mark.parametrize("rate_hz", [1_000, 11_025, 44_099, 192_000])
+def test_the_shortest_recording_has_25_tokens_at_any_rate(extractor: VoiceExtractor, rate_hz: int) -> None:
+    assert len(extractor.features(sweep(1.0, rate_hz), rate_hz).prompt_tokens) == 25
+
+
 def test_tokens_and_speaker_hear_the_first_channel_and_the_mel_their_mean(extractor: VoiceExtractor) -> None:
     first, second = sweep(2.0, 24_000), sweep(2.0, 24_000, low_hz=900.0)
     both = extractor.features(np.stack([first, second]), 24_000)
-    alone, mean = extractor.features(first, 24_000), extractor.features((first + second) / 2, 24_000)
+    alone, mean = extractor.features(first, 24_000), extractor.features((first + second) / np.float32(2), 24_000)
     assert torch.equal(both.prompt_tokens, alone.prompt_tokens) and torch.equal(both.speaker, alone.speaker)
     assert torch.equal(both.prompt_mel, mean.prompt_mel)
     assert not torch.equal(mean.prompt_mel, alone.prompt_mel)
@@ -83,7 +96,7 @@ def test_a_missing_network_is_named(tmp_path: Path) -> None:
 def test_a_broken_network_is_named(tmp_path: Path, folder: Path) -> None:
     tokenizer = "speech_tokenizer_v2_25hz.onnx"
     (tmp_path / tokenizer).write_bytes((folder / tokenizer).read_bytes()[:200])
-    with pytest.raises(CheckpointError, match=r"speech_tokenizer_v2_25hz\.onnx is no ONNX network"):
+    with pytest.raises(CheckpointError, match=r"speech_tokenizer_v2_25hz\.onnx .*is no ONNX network"):
         VoiceExtractor.from_folder(tmp_path)
 
 
