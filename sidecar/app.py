@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from sidecar.api import chat, generate, openai, replies, status, transcriptions
+from sidecar.api import voices as voice_routes
 from sidecar.api.middleware import BodyLimit, RequestId
 from sidecar.api.services import Services
 from sidecar.engine.client import EngineClient
@@ -59,6 +60,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as opened:
+            opened.callback(services.encoding_thread.shutdown, wait=False)
             where = settings.engine
             services.engine_http = await opened.enter_async_context(
                 open_engine_http(socket=where.engine_socket, url=where.engine_url, key=where.engine_key)
@@ -70,7 +72,14 @@ def create_app(
             await asyncio.gather(loading, return_exceptions=True)
 
     app = Starlette(
-        routes=[*generate.ROUTES, *status.ROUTES, *chat.ROUTES, *transcriptions.ROUTES, *openai.ROUTES],
+        routes=[
+            *generate.ROUTES,
+            *status.ROUTES,
+            *chat.ROUTES,
+            *transcriptions.ROUTES,
+            *voice_routes.ROUTES,
+            *openai.ROUTES,
+        ],
         middleware=[Middleware(RequestId), Middleware(BodyLimit, settings.limits.max_body_bytes)],
         exception_handlers={
             SidecarError: replies.on_sidecar_error,
@@ -96,7 +105,7 @@ class _Loader:
         try:
             await self._tokenizer()
             token2wav = await self._token2wav()
-            voices = await self._voices(token2wav)
+            voices = await self._voices(token2wav, opened)
             scheduler = self._scheduler(token2wav)
             scheduler.start()
             opened.push_async_callback(scheduler.close)
@@ -127,11 +136,23 @@ class _Loader:
         self.services.found("token2wav")
         return self.token2wav
 
-    async def _voices(self, token2wav: Token2Wav) -> VoiceLibrary:
-        settings = self.services.settings
-        voices = self.voices or VoiceLibrary(token2wav, settings.model, voice=settings.voice)
+    async def _voices(self, token2wav: Token2Wav, opened: AsyncExitStack) -> VoiceLibrary:
+        voices = self.voices or self._library(token2wav, opened)
         await voices.default()
+        self.services.voices = voices
         self.services.found("voice")
+        return voices
+
+    def _library(self, token2wav: Token2Wav, opened: AsyncExitStack) -> VoiceLibrary:
+        settings = self.services.settings
+        voices = VoiceLibrary(
+            token2wav,
+            settings.model,
+            voice=settings.voice,
+            voice_dir=settings.voice_dir,
+            memory_mb=settings.voice_memory_mb,
+        )
+        opened.push_async_callback(voices.close)
         return voices
 
     def _scheduler(self, token2wav: Token2Wav) -> StreamScheduler:

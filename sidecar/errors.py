@@ -34,9 +34,19 @@ class BadRequest(SidecarError):
     type = "invalid_request_error"
 
 
-class PathNotPermitted(SidecarError):
+class UnknownVoice(BadRequest):
+    """A request for a voice that is not there; the message names those that are."""
+
+    code = "unknown_voice"
+
+
+class NotPermitted(SidecarError):
     status = 403
     type = "permission_error"
+    code = "not_permitted"
+
+
+class PathNotPermitted(NotPermitted):
     code = "path_not_permitted"
 
 
@@ -44,6 +54,14 @@ class NotFound(SidecarError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class Conflict(SidecarError):
+    """What is there already stands against it."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
 
 
 class TooLarge(SidecarError):
@@ -98,12 +116,28 @@ class Full(SidecarError):
     retry_after_s = 1
 
 
+class VoiceUnavailable(SidecarError):
+    """A voice that is known, but whose recording cannot be had, used or kept now; says what the operator can do."""
+
+    status = 503
+    type = "server_error"
+    code = "voice_unavailable"
+
+
 class SynthesisFailed(SidecarError):
     """Token2wav could not turn this request's speech tokens into sound."""
 
     status = 500
     type = "server_error"
     code = "synthesis_failed"
+
+
+class EncodingFailed(SidecarError):
+    """The sound of this request is there, but could not be written in the format that was asked for."""
+
+    status = 500
+    type = "server_error"
+    code = "encoding_failed"
 
 
 class CheckpointError(SidecarError):

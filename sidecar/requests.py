@@ -10,9 +10,9 @@ from typing import Any
 
 from sidecar.errors import BadRequest
 from sidecar.json_body import in_words, json_object
+from sidecar.voice_names import DEFAULT_VOICE, NAME_IN_WORDS, is_voice_name
 
-RESPONSE_FORMATS = ("wav", "pcm")
-VOICES = ("default",)
+RESPONSE_FORMATS = ("wav", "pcm", "flac", "mp3", "opus", "aac")
 MAX_SEED = 2**63 - 1
 #: Above any context length: what is too much for the loaded model, the engine says.
 MAX_TOKENS = 2**20
@@ -48,7 +48,7 @@ class SpeechRequest:
     max_tokens: int | None = None
     seed: int | None = None
     response_format: str = "wav"
-    voice: str = "default"
+    voice: str = DEFAULT_VOICE
     ignored_fields: tuple[str, ...] = ()
 
     @property
@@ -62,7 +62,8 @@ class SpeechRequest:
             raise BadRequest("text is missing or empty; send the words to speak, or a recording in audio", param="text")
         self._check_ranges()
         _one_of("response_format", self.response_format, RESPONSE_FORMATS)
-        _one_of("voice", self.voice, VOICES)
+        if not is_voice_name(self.voice):
+            raise BadRequest(f"voice must be a name: {NAME_IN_WORDS}; it is {in_words(self.voice)}", param="voice")
 
     def _check_ranges(self) -> None:
         _within("temperature", self.temperature, 0, 2)

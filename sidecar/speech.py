@@ -121,6 +121,10 @@ class Speech:
         """End the sound here, with this error for the listener."""
         self._stream.fail(error)
 
+    def fail(self, error: SidecarError) -> None:
+        """What was made cannot be given to the listener: that is how this speech ends."""
+        self._failure = error
+
     async def close(self) -> None:
         """Stop the engine's request if it still runs, and free the slot; a second call does nothing."""
         if self._closed:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from sidecar.api.hang_up import quiet_when_hung_up, unless_hung_up
 from sidecar.api.replies import StreamedSpeech, whole_speech
 from sidecar.api.services import Services
-from sidecar.audio.encode import ENCODERS
+from sidecar.audio.encoding import Encoding
 from sidecar.errors import BadRequest, SidecarError, UnsupportedMedia
 from sidecar.requests import SpeechRequest
 from sidecar.speech import Speech
@@ -32,11 +32,12 @@ _SHOWN_NAMES, _SHOWN_NAME_CHARACTERS = 10, 50
 async def generate(request: Request) -> Response:
     services: Services = request.app.state.services
     wanted, speech = await open_speech(request, services)
-    encoder = ENCODERS[wanted.response_format]()
+    encoding = Encoding(wanted.response_format, services.encoding_thread)
     if wanted.streaming:
-        return StreamedSpeech(speech, encoder)
+        return StreamedSpeech(speech, encoding)
     async with speech:
-        return await unless_hung_up(request.receive, whole_speech(speech, encoder))
+        with encoding:
+            return await unless_hung_up(request.receive, whole_speech(speech, encoding))
 
 
 ROUTES = [Route("/generate", quiet_when_hung_up(generate), methods=["POST"])]

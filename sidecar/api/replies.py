@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from urllib.parse import quote
 
@@ -13,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar.api.hang_up import unless_hung_up
 from sidecar.api.middleware import REQUEST_ID_HEADER
-from sidecar.audio.encode import BYTES_PER_SAMPLE, Encoder
-from sidecar.errors import BadRequest, SidecarError
+from sidecar.audio.encoding import Encoding
+from sidecar.errors import BadRequest, EncodingFailed, SidecarError
 from sidecar.speech import Speech
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,10 @@ async def on_unexpected_error(request: Request, _: Exception) -> Response:
     return error_body(500, words, SidecarError.type, headers=headers)
 
 
-def speech_headers(speech: Speech, encoder: Encoder) -> dict[str, str]:
+def speech_headers(speech: Speech, encoding: Encoding) -> dict[str, str]:
     return {
         "X-Seed": str(speech.seed),
-        "Content-Disposition": f'attachment; filename="speech-{speech.request_id[:8]}{encoder.suffix}"',
+        "Content-Disposition": f'attachment; filename="speech-{speech.request_id[:8]}{encoding.suffix}"',
     }
 
 
@@ -81,20 +82,34 @@ def transcript_headers(transcript: str) -> dict[str, str]:
     return {"X-Transcript": quoted}
 
 
-async def whole_speech(speech: Speech, encoder: Encoder) -> Response:
+async def encoded(speech: Speech, encoding: Encoding) -> AsyncIterator[bytes]:
+    """All that comes after the container's header, piece by piece, as it is made.
+
+    Raises:
+        SidecarError: the engine, token2wav or the encoder failed on the way.
+    """
+    try:
+        async for samples in speech.samples():
+            yield await encoding.feed(samples)
+        yield await encoding.finish()
+    except EncodingFailed as error:
+        speech.fail(error)
+        raise
+
+
+async def whole_speech(speech: Speech, encoding: Encoding) -> Response:
     """All of it in one answer, with its true length.
 
     Raises:
-        SidecarError: the engine or token2wav failed on the way.
+        SidecarError: the engine, token2wav or the encoder failed on the way.
     """
-    sound = b"".join([encoder.feed(samples) async for samples in speech.samples()])
+    sound = b"".join([piece async for piece in encoded(speech, encoding)])
     headers = {
-        **speech_headers(speech, encoder),
+        **speech_headers(speech, encoding),
         **transcript_headers(speech.transcript),
         "X-Finish-Reason": speech.finish_reason,
     }
-    body = encoder.header(len(sound) // BYTES_PER_SAMPLE) + sound
-    return Response(body, media_type=encoder.media_type, headers=headers)
+    return Response(await encoding.whole_header() + sound, media_type=encoding.media_type, headers=headers)
 
 
 class StreamedSpeech(Response):
@@ -104,26 +119,40 @@ class StreamedSpeech(Response):
     that the speech was cut short.
     """
 
-    def __init__(self, speech: Speech, encoder: Encoder) -> None:
+    def __init__(self, speech: Speech, encoding: Encoding) -> None:
         self._speech = speech
-        self._encoder = encoder
+        self._encoding = encoding
         self.status_code = 200
-        self.media_type = encoder.media_type
+        self.media_type = encoding.media_type
         self.background = None
-        self.init_headers(speech_headers(speech, encoder))
+        self.init_headers(speech_headers(speech, encoding))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         async with self._speech:
-            # what happened is in the speech's own line of the log
-            with suppress(ClientDisconnect, SidecarError):
-                await unless_hung_up(receive, self._send(send))
+            with self._encoding:
+                header = await self._header()
+                # what happened is in the speech's own line of the log
+                with suppress(ClientDisconnect, SidecarError):
+                    await unless_hung_up(receive, self._send(header, send))
 
-    async def _send(self, send: Send) -> None:
+    async def _header(self) -> bytes:
+        """
+        Raises:
+            EncodingFailed: there is no such encoder here. Nothing has been sent, so this becomes an error answer.
+        """
+        try:
+            return await self._encoding.streamed_header()
+        except EncodingFailed as error:
+            self._speech.fail(error)
+            raise
+
+    async def _send(self, header: bytes, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if header := self._encoder.header(None):
+        if header:
             await send({"type": "http.response.body", "body": header, "more_body": True})
-        async for samples in self._speech.samples():
-            await send({"type": "http.response.body", "body": self._encoder.feed(samples), "more_body": True})
+        async for piece in encoded(self._speech, self._encoding):
+            if piece:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         # first, so that a client that has heard the end finds the slot free
         await self._speech.end()
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from sidecar.engine.spoken_turns import SpokenTurns
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sidecar.metrics import Metrics
     from sidecar.pipeline import SpeechPipeline
     from sidecar.settings import Settings
+    from sidecar.voices.library import VoiceLibrary
 
 Part = TypeVar("Part")
 
@@ -36,9 +38,12 @@ class Services:
         self.metrics = metrics
         self.missing = dict(PARTS)
         self.spoken_turns = SpokenTurns()
+        # one: with a thread for each reply the event loop would have to win the interpreter back from all of them
+        self.encoding_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
         self._engine: EngineClient | None = None
         self._engine_http: httpx.AsyncClient | None = None
         self._text: TextTokenizer | None = None
+        self._voices: VoiceLibrary | None = None
         self._pipeline: SpeechPipeline | None = None
 
     def not_ready(self) -> NotReady:
@@ -86,6 +91,14 @@ class Services:
     @text.setter
     def text(self, text: TextTokenizer) -> None:
         self._text = text
+
+    @property
+    def voices(self) -> VoiceLibrary:
+        return self._there(self._voices)
+
+    @voices.setter
+    def voices(self, voices: VoiceLibrary) -> None:
+        self._voices = voices
 
     @property
     def pipeline(self) -> SpeechPipeline:

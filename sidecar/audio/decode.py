@@ -35,6 +35,8 @@ _CONTAINERS = (
     (0, b"\x1aE\xdf\xa3", "matroska"),
 )
 _BLOCK_VALUES = 1 << 18
+#: What libsndfile says of a FLAC file that was written as a stream. It then reads whole blocks and fails at the end.
+_UNKNOWN_LENGTH = (1 << 63) - 1
 _DECODER_ERRORS = (soundfile.SoundFileError, av.FFmpegError, RuntimeError, ValueError, OSError, EOFError)
 
 
@@ -50,10 +52,13 @@ class Recording:
         return int(self.samples.shape[-1]) / self.sample_rate_hz
 
 
-def decode_recording(data: bytes, *, max_seconds: float = 300.0) -> Recording:
+def decode_recording(data: bytes, *, max_seconds: float = 300.0, max_values: int = MAX_VALUES) -> Recording:
     """A wav, flac, ogg (Vorbis, Opus), mp3 file, and what browsers record (webm, mp4): any rate, any channels.
 
     A file that is cut off is used as far as it goes.
+
+    Args:
+        max_values: samples of all channels together.
 
     Raises:
         UnsupportedMedia: the bytes are none of these.
@@ -62,10 +67,12 @@ def decode_recording(data: bytes, *, max_seconds: float = 300.0) -> Recording:
     """
     if not data:
         raise UnusableAudio("the recording is empty: 0 bytes came; check the file and send it again")
-    container = _container(data)
+    container = container_of(data)
     if container is None:
         raise UnsupportedMedia("the recording is in no format known here; send wav, flac, ogg, opus, mp3, webm or m4a")
-    recording = _collect(_soundfile_blocks(data), max_seconds) or _collect(_ffmpeg_blocks(data, container), max_seconds)
+    decoders = (_soundfile_blocks(data), _ffmpeg_blocks(data, container))
+    collected = (_collect(blocks, max_seconds, max_values) for blocks in decoders)
+    recording = next((one for one in collected if one is not None), None)
     if recording is None:
         raise UnusableAudio(
             f"the recording looks like {container} but no sound can be decoded from it; send it again, or as wav"
@@ -91,14 +98,17 @@ def wav16k_bytes(samples: NDArray[np.float32]) -> bytes:
     return file.getvalue()
 
 
-def _container(data: bytes) -> str | None:
+def container_of(data: bytes) -> str | None:
+    """FFmpeg's name of the container, told by the first bytes; None for what is in no format known here."""
     known = next((name for offset, magic, name in _CONTAINERS if data[offset : offset + len(magic)] == magic), None)
     if known is None and len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:  # MPEG audio, no header
         return "mp3" if data[1] & 0x06 else "aac"
     return known
 
 
-def _collect(blocks: Iterator[tuple[NDArray[np.float32], int]], max_seconds: float) -> Recording | None:
+def _collect(
+    blocks: Iterator[tuple[NDArray[np.float32], int]], max_seconds: float, max_values: int
+) -> Recording | None:
     """Blocks (channels, S) with their rate, joined; None where the decoder gave nothing."""
     taken: list[NDArray[np.float32]] = []
     values, rate_hz = 0, 0
@@ -107,20 +117,20 @@ def _collect(blocks: Iterator[tuple[NDArray[np.float32], int]], max_seconds: flo
             raise UnusableAudio("the recording changes its rate or its channels on the way; send one piece")
         rate_hz, values = block_rate_hz, values + block.size
         taken.append(block)
-        _refuse_too_much(values, block.shape[0], rate_hz, max_seconds)
+        _refuse_too_much(values, max_values, block.shape[0], rate_hz, max_seconds)
     return Recording(np.concatenate(taken, axis=-1), rate_hz) if values else None
 
 
-def _refuse_too_much(values: int, channels: int, rate_hz: int, max_seconds: float) -> None:
+def _refuse_too_much(values: int, max_values: int, channels: int, rate_hz: int, max_seconds: float) -> None:
     if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
         raise UnusableAudio(
             f"the recording says {rate_hz} samples a second; {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} are taken"
         )
     if values > max_seconds * rate_hz * channels:
         raise RecordingTooLong(f"the recording is longer than the {max_seconds:g} s that are taken; send a shorter one")
-    if values > MAX_VALUES:
+    if values > max_values:
         raise UnusableAudio(
-            f"the recording decodes to more than {MAX_VALUES} numbers in {channels} channels; "
+            f"the recording decodes to more than {max_values} numbers in {channels} channels; "
             "send fewer channels or a lower rate"
         )
 
@@ -145,6 +155,8 @@ def _until_broken(blocks: Iterator[tuple[NDArray[np.float32], int]]) -> Iterator
 
 def _soundfile_blocks(data: bytes) -> Iterator[tuple[NDArray[np.float32], int]]:
     with soundfile.SoundFile(io.BytesIO(data)) as file:
+        if file.frames == _UNKNOWN_LENGTH:
+            return
         frames = max(_BLOCK_VALUES // file.channels, 1)
         while len(block := file.read(frames, dtype="float32", always_2d=True)):
             yield np.ascontiguousarray(block.T), file.samplerate

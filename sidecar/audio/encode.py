@@ -1,13 +1,14 @@
-"""Samples -> bytes that a listener can play, one small class a container. Everything is 16-bit mono, little-endian."""
+"""Samples -> bytes that a listener can play, one small class a container. Everything is 24 kHz mono."""
 
 from __future__ import annotations
 
 import struct
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.audio.compressed import AacEncoder, FlacEncoder, Mp3Encoder, OpusEncoder
 from sidecar.audio.pcm import pcm16
 from sidecar.timebase import SAMPLE_RATE_HZ
 
@@ -16,6 +17,34 @@ BYTES_PER_SAMPLE = 2
 UNKNOWN_SIZE = 0xFFFFFFFF
 #: RIFF's size field counts what follows it: everything but the first 8 of the header's 44 bytes.
 _RIFF_OVERHEAD_BYTES = 36
+
+
+class Encoder(Protocol):
+    """How one reply is written: a header, then each piece of sound as it is made, then what was still held back.
+
+    Of the samples that were fed, all but the newest `delay_samples` can be decoded from the bytes given out so far.
+    """
+
+    media_type: ClassVar[str]
+    suffix: ClassVar[str]
+    delay_samples: ClassVar[int]
+    #: Takes milliseconds of CPU for a second of sound, which the event loop must not wait for.
+    costly: ClassVar[bool]
+
+    def header(self, samples: int | None) -> bytes:
+        """What goes first: `None` while the number of samples is not known; the number, once all are fed and finished.
+
+        The sound that follows is the same in both cases.
+        """
+        ...
+
+    def feed(self, samples: NDArray[np.float32]) -> bytes:
+        """Any number of samples (S,), clipped to [-1, 1]."""
+        ...
+
+    def finish(self) -> bytes:
+        """The end of the sound; nothing can be fed after it."""
+        ...
 
 
 def wav_header(samples: int | None) -> bytes:
@@ -27,35 +56,13 @@ def wav_header(samples: int | None) -> bytes:
     return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", riff_bytes, b"WAVE", b"fmt ", *form, b"data", data_bytes)
 
 
-class Encoder(Protocol):
-    """How speech is written: a header, then each piece of sound as it is made."""
-
-    media_type: str
-    suffix: str
-
-    def header(self, samples: int | None) -> bytes:
-        """What goes first; `None` where the number of samples is not known yet."""
-        ...
-
-    def feed(self, samples: NDArray[np.float32]) -> bytes: ...
-
-
-class WavEncoder:
-    media_type = "audio/wav"
-    suffix = ".wav"
-
-    def header(self, samples: int | None) -> bytes:
-        return wav_header(samples)
-
-    def feed(self, samples: NDArray[np.float32]) -> bytes:
-        return pcm16(samples).tobytes()
-
-
 class PcmEncoder:
-    """Bare samples: their form travels in the media type."""
+    """Bare 16-bit samples, little-endian: their form travels in the media type."""
 
-    media_type = f"audio/pcm; rate={SAMPLE_RATE_HZ}; channels=1; bits=16"
-    suffix = ".pcm"
+    media_type: ClassVar[str] = f"audio/pcm; rate={SAMPLE_RATE_HZ}; channels=1; bits=16"
+    suffix: ClassVar[str] = ".pcm"
+    delay_samples: ClassVar[int] = 0
+    costly: ClassVar[bool] = False
 
     def header(self, samples: int | None) -> bytes:  # noqa: ARG002
         return b""
@@ -63,6 +70,26 @@ class PcmEncoder:
     def feed(self, samples: NDArray[np.float32]) -> bytes:
         return pcm16(samples).tobytes()
 
+    def finish(self) -> bytes:
+        return b""
+
+
+class WavEncoder(PcmEncoder):
+    """The same samples after a RIFF header."""
+
+    media_type: ClassVar[str] = "audio/wav"
+    suffix: ClassVar[str] = ".wav"
+
+    def header(self, samples: int | None) -> bytes:
+        return wav_header(samples)
+
 
 #: By the name that `response_format` gives.
-ENCODERS: dict[str, type[Encoder]] = {"wav": WavEncoder, "pcm": PcmEncoder}
+ENCODERS: dict[str, type[Encoder]] = {
+    "wav": WavEncoder,
+    "pcm": PcmEncoder,
+    "flac": FlacEncoder,
+    "mp3": Mp3Encoder,
+    "opus": OpusEncoder,
+    "aac": AacEncoder,
+}

@@ -104,7 +104,12 @@ class StreamScheduler:
             if np.isfinite(samples).all():
                 stream.deliver(samples, state)
             else:
-                stream.fail(SynthesisFailed("token2wav made samples that are not finite numbers"))
+                stream.fail(
+                    SynthesisFailed(
+                        "the speech ends here: token2wav made samples that are not finite numbers; try again with "
+                        "another seed, text or voice"
+                    )
+                )
 
     def _compute(
         self, batch: Sequence[SpeechStream], chunks: Sequence[Chunk]

@@ -65,8 +65,10 @@ def test_other_words_for_booleans_are_refused(word: str) -> None:
         ("temperature", 10**400), ("top_p", 0), ("top_p", 1.1), ("top_k", -2), ("top_k", 1.0), ("min_p", 1.5),
         ("repetition_penalty", 0), ("max_tokens", 0), ("max_tokens", 10**30), ("max_tokens", True),
         ("seed", -1), ("seed", 2**63), ("seed", 1.5), ("seed", "1"),
-        ("response_format", "mp3"), ("response_format", 3), ("voice", "someone"), ("system_prompt", {}),
-        ("audio", "UklGRg=="), ("audio_path", 7),
+        ("response_format", "ogg"), ("response_format", 3), ("system_prompt", {}),
+        ("voice", ""), ("voice", 3), ("voice", "../anna"), ("voice", "anna.wav"), ("voice", "ann a"),
+        ("voice", "anna\n"), ("voice", "änna"), ("voice", "a" * 65), ("voice", "a" * 10_000), ("voice", "\0"),
+        ("voice", ["anna"]), ("audio", "UklGRg=="), ("audio_path", 7),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_refused_by_name(field: str, value: Any) -> None:
@@ -135,6 +137,12 @@ def test_unknown_fields_are_ignored_and_named() -> None:
     assert form.ignored_fields == ("model", "file")
 
 
-def test_the_two_formats_are_named() -> None:
-    with pytest.raises(BadRequest, match="wav or pcm"):
-        from_json(text="a", response_format="flac")
+@pytest.mark.parametrize("name", ["a", "-", "_", "0", "Anna-2_b", "a" * 64, "default"])
+def test_a_voice_is_a_name_of_letters_digits_dashes_and_underscores(name: str) -> None:
+    assert from_json(text="Hello", voice=name).voice == name
+    assert SpeechRequest.from_form([("text", "Hello"), ("voice", name)]).voice == name
+
+
+def test_the_formats_are_named() -> None:
+    with pytest.raises(BadRequest, match="wav or pcm or flac or mp3 or opus or aac"):
+        from_json(text="a", response_format="vorbis")
