@@ -40,9 +40,6 @@ from sidecar.token2wav.synthetic import write_token2wav
 
 POLICIES: dict[str, HistoryPolicy] = {"ours": RECENT, "the authors'": REFERENCE}
 PROMPT_TOKENS = 226
-#: glibc then hands nothing back to the system: what is resident no longer swings by 25 MB with the blocks that come and
-#: go, so less growth shows. For tests; the benchmark itself runs as a server does.
-STEADY_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 #: Until the windows are full and the allocator has found its sizes.
 WARM_UP_MINUTES = 2
 SEED = 1
@@ -198,9 +195,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="checkpoint folder (default: a tiny one, made for this run)")
     parser.add_argument("--minutes", type=float, default=10, help="minutes of speech to stream (default: 10)")
-    parser.add_argument("--chunk-tokens", type=int, default=Setup.chunk_tokens, help="(default: %(default)s)")
+    parser.add_argument(
+        "--chunk-tokens", type=int, default=Setup.chunk_tokens, help="speech tokens a chunk (default: %(default)s)"
+    )
     parser.add_argument("--device", default=Setup.device, help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--dtype", default=Setup.dtype, choices=("float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--dtype", default=Setup.dtype, choices=("float32", "bfloat16", "float16"), help="(default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write every chunk's numbers here")
     parser.add_argument("--plot", type=Path, help="draw memory and time here; needs matplotlib")
     given = parser.parse_args(argv)

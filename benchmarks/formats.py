@@ -36,19 +36,20 @@ def chunks(sound: Samples) -> Iterator[Samples]:
 
 
 def behind_ms(name: str, sound: Samples) -> float:
-    encoder, fed, most = ENCODERS[name](), 0, 0
-    data = encoder.header(None)
+    encoder, fed, most = ENCODERS[name](whole=False), 0, 0
+    data = encoder.header()
     for chunk in chunks(sound):
         data, fed = data + encoder.feed(chunk), fed + chunk.size
         heard = at_24_khz(by_ffmpeg(data, name), name).size - STREAMED_SILENCE.get(name, 0)
         most = max(most, fed - heard)
+    encoder.close()
     return 1000 * samples_to_seconds(most)
 
 
 async def listen(name: str, sound: Samples, thread: ThreadPoolExecutor) -> int:
     """Bytes of the whole."""
-    with Encoding(name, thread) as encoding:
-        size = len(await encoding.streamed_header())
+    with Encoding(name, thread, whole=False) as encoding:
+        size = len(await encoding.header())
         for chunk in chunks(sound):
             size += len(await encoding.feed(chunk))
             await asyncio.sleep(0)  # as sending does

@@ -52,7 +52,6 @@ class SpeechPipeline:
 
     def __post_init__(self) -> None:
         self._running: set[Speech] = set()
-        self._waiting_for_a_voice: set[asyncio.Task[OpenedVoice]] = set()
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -97,16 +96,7 @@ class SpeechPipeline:
         A full server says so before it builds anything.
         """
         self._slot().release()
-        getting = asyncio.create_task(self.voices.get(name))
-        self._waiting_for_a_voice.add(getting)
-        try:
-            await asyncio.wait({getting})
-            if getting.cancelled():
-                raise _shutting_down()
-            return getting.result()
-        finally:
-            getting.cancel()
-            self._waiting_for_a_voice.discard(getting)
+        return await self.voices.get(name)
 
     def _slot(self) -> Slot:
         """
@@ -122,8 +112,6 @@ class SpeechPipeline:
         self._closing = True
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)
-        for getting in self._waiting_for_a_voice:
-            getting.cancel()
         for speech in list(self._running):
             speech.cut_off(_shutting_down())
 

@@ -78,7 +78,7 @@ class StreamSettings:
     """How speech is cut into chunks, and how many listeners there may be."""
 
     first_chunk_tokens: int = field(
-        default=10, metadata=flag(int, "speech tokens in a reply's first chunk; few start sooner")
+        default=10, metadata=flag(int, "speech tokens in a reply's first chunk; few start sooner, 5 soonest")
     )
     chunk_tokens: int = field(
         default=25, metadata=flag(int, "speech tokens in a chunk once the size has grown; many cost less")

@@ -41,7 +41,7 @@ def main(checkpoint: Path, minutes: int) -> None:
     ids = spoken_reply(text, "Good morning. " * (speech_tokens // 60), speech_tokens)
     # a little faster than they are spoken, as a language model is
     engine = LongReplies(ids, delta_tokens=50, delta_s=0.03, max_model_len=2 * len(ids))
-    settings = Settings(model=checkpoint, stream=StreamSettings(chunk_tokens=100))
+    settings = Settings(model=checkpoint, stream=StreamSettings(chunk_tokens=200))
     with speech_server(settings, engine) as server:
         print(server.port, flush=True)
         sys.stdin.read()

@@ -6,11 +6,11 @@ import logging
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sidecar.api.forms import multipart_form
 from sidecar.api.hang_up import quiet_when_hung_up, unless_hung_up
 from sidecar.api.replies import StreamedSpeech, whole_speech
 from sidecar.api.services import Services
@@ -32,7 +32,7 @@ _SHOWN_NAMES, _SHOWN_NAME_CHARACTERS = 10, 50
 async def generate(request: Request) -> Response:
     services: Services = request.app.state.services
     wanted, speech = await open_speech(request, services)
-    encoding = Encoding(wanted.response_format, services.encoding_thread)
+    encoding = Encoding(wanted.response_format, services.encoding_thread, whole=not wanted.streaming)
     if wanted.streaming:
         return StreamedSpeech(speech, encoding)
     async with speech:
@@ -79,11 +79,8 @@ async def read_request(request: Request) -> SpeechRequest:
         return SpeechRequest.from_json(await request.body())
     if media_type == URLENCODED:
         return _from_urlencoded(await request.body())
-    try:
-        async with request.form() as form:
-            return await _from_form(form)
-    except HTTPException as error:
-        raise BadRequest(f"the form cannot be read: {error.detail}") from error
+    async with multipart_form(request) as form:
+        return await _from_form(form)
 
 
 def _from_urlencoded(body: bytes) -> SpeechRequest:

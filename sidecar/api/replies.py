@@ -83,12 +83,13 @@ def transcript_headers(transcript: str) -> dict[str, str]:
 
 
 async def encoded(speech: Speech, encoding: Encoding) -> AsyncIterator[bytes]:
-    """All that comes after the container's header, piece by piece, as it is made.
+    """The container's header, which waits for no sound, then piece by piece what is made.
 
     Raises:
         SidecarError: the engine, token2wav or the encoder failed on the way.
     """
     try:
+        yield await encoding.header()
         async for samples in speech.samples():
             yield await encoding.feed(samples)
         yield await encoding.finish()
@@ -109,7 +110,7 @@ async def whole_speech(speech: Speech, encoding: Encoding) -> Response:
         **transcript_headers(speech.transcript),
         "X-Finish-Reason": speech.finish_reason,
     }
-    return Response(await encoding.whole_header() + sound, media_type=encoding.media_type, headers=headers)
+    return Response(sound, media_type=encoding.media_type, headers=headers)
 
 
 class StreamedSpeech(Response):
@@ -130,27 +131,18 @@ class StreamedSpeech(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         async with self._speech:
             with self._encoding:
-                header = await self._header()
+                pieces = encoded(self._speech, self._encoding)
+                # where there is no such encoder nothing has been sent yet, so that becomes an error answer
+                header = await anext(pieces)
                 # what happened is in the speech's own line of the log
                 with suppress(ClientDisconnect, SidecarError):
-                    await unless_hung_up(receive, self._send(header, send))
+                    await unless_hung_up(receive, self._send(header, pieces, send))
 
-    async def _header(self) -> bytes:
-        """
-        Raises:
-            EncodingFailed: there is no such encoder here. Nothing has been sent, so this becomes an error answer.
-        """
-        try:
-            return await self._encoding.streamed_header()
-        except EncodingFailed as error:
-            self._speech.fail(error)
-            raise
-
-    async def _send(self, header: bytes, send: Send) -> None:
+    async def _send(self, header: bytes, pieces: AsyncIterator[bytes], send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if header:
             await send({"type": "http.response.body", "body": header, "more_body": True})
-        async for piece in encoded(self._speech, self._encoding):
+        async for piece in pieces:
             if piece:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         # first, so that a client that has heard the end finds the slot free

@@ -63,10 +63,12 @@ class Services:
             raise NotReady("the language model does not answer")
 
     async def drain(self, grace_s: float) -> None:
-        """Take no more requests for speech, and give those that run their time to end."""
+        """Take no more requests for speech, give those that run their time to end, and let nobody wait for a voice."""
         pipeline = self._pipeline
         if pipeline is not None:
             await pipeline.drain(grace_s)
+        if self._voices is not None:
+            self._voices.stop_waiting()
 
     @property
     def engine(self) -> EngineClient:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from sidecar.api.forms import multipart_form
 from sidecar.api.hang_up import quiet_when_hung_up
 from sidecar.api.relay import Relayed, ask, whole_body
 from sidecar.api.services import Services
@@ -47,7 +48,7 @@ UNDETERMINED = "und"
 async def transcriptions(request: Request) -> Response:
     """A form with a recording in `file`; what the other fields may be, vLLM says."""
     services: Services = request.app.state.services
-    async with request.form() as form:
+    async with multipart_form(request) as form:
         recording = form.get("file")
         if not isinstance(recording, UploadFile):
             raise BadRequest("file must be a recording, sent as multipart/form-data", param="file")

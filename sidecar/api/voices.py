@@ -6,12 +6,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from sidecar.api.forms import multipart_form
 from sidecar.api.hang_up import quiet_when_hung_up, unless_hung_up
 from sidecar.api.middleware import BodyLimit
 from sidecar.api.services import Services
@@ -88,11 +88,8 @@ async def read_upload(request: Request) -> tuple[str, bytes]:
             f"the body's Content-Type is {media_type or 'missing'}; send {MULTIPART} "
             "(in curl: -F name=anna -F file=@anna.wav)"
         )
-    try:
-        async with request.form() as form:
-            return _name(form), await _recording(form).read()
-    except HTTPException as error:
-        raise BadRequest(f"the form cannot be read: {error.detail}") from error
+    async with multipart_form(request) as form:
+        return _name(form), await _recording(form).read()
 
 
 def _name(form: FormData) -> str:

@@ -23,6 +23,10 @@ class Encoder(Protocol):
     """How one reply is written: a header, then each piece of sound as it is made, then what was still held back.
 
     Of the samples that were fed, all but the newest `delay_samples` can be decoded from the bytes given out so far.
+
+    Args:
+        whole: nobody listens yet, so bytes may be kept until the end, and the file then says its length where its
+            format can. The sound is the same.
     """
 
     media_type: ClassVar[str]
@@ -31,11 +35,10 @@ class Encoder(Protocol):
     #: Takes milliseconds of CPU for a second of sound, which the event loop must not wait for.
     costly: ClassVar[bool]
 
-    def header(self, samples: int | None) -> bytes:
-        """What goes first: `None` while the number of samples is not known; the number, once all are fed and finished.
+    def __init__(self, *, whole: bool) -> None: ...
 
-        The sound that follows is the same in both cases.
-        """
+    def header(self) -> bytes:
+        """What can go out before any sound."""
         ...
 
     def feed(self, samples: NDArray[np.float32]) -> bytes:
@@ -44,6 +47,10 @@ class Encoder(Protocol):
 
     def finish(self) -> bytes:
         """The end of the sound; nothing can be fed after it."""
+        ...
+
+    def close(self) -> None:
+        """Frees what it holds, finished or not; a second call does nothing."""
         ...
 
 
@@ -64,7 +71,10 @@ class PcmEncoder:
     delay_samples: ClassVar[int] = 0
     costly: ClassVar[bool] = False
 
-    def header(self, samples: int | None) -> bytes:  # noqa: ARG002
+    def __init__(self, *, whole: bool) -> None:
+        self._whole = whole
+
+    def header(self) -> bytes:
         return b""
 
     def feed(self, samples: NDArray[np.float32]) -> bytes:
@@ -73,6 +83,9 @@ class PcmEncoder:
     def finish(self) -> bytes:
         return b""
 
+    def close(self) -> None:
+        """Holds nothing that would not go with it."""
+
 
 class WavEncoder(PcmEncoder):
     """The same samples after a RIFF header."""
@@ -80,8 +93,21 @@ class WavEncoder(PcmEncoder):
     media_type: ClassVar[str] = "audio/wav"
     suffix: ClassVar[str] = ".wav"
 
-    def header(self, samples: int | None) -> bytes:
-        return wav_header(samples)
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__(whole=whole)
+        self._sound = bytearray()
+
+    def header(self) -> bytes:
+        return b"" if self._whole else wav_header(None)
+
+    def feed(self, samples: NDArray[np.float32]) -> bytes:
+        if not self._whole:
+            return super().feed(samples)
+        self._sound += super().feed(samples)
+        return b""
+
+    def finish(self) -> bytes:
+        return wav_header(len(self._sound) // BYTES_PER_SAMPLE) + self._sound if self._whole else b""
 
 
 #: By the name that `response_format` gives.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,44 +18,41 @@ logger = logging.getLogger(__name__)
 
 
 class Encoding:
-    """An encoder of one's own, worked in the thread where it is costly. Leaving its `with` frees the encoder; a piece
-    that is being encoded at that moment is brought to its end first.
+    """An encoder of one's own, worked in the thread where it is costly. Leaving its `with` frees the encoder, after the
+    piece that is being encoded at that moment.
 
     Args:
         name: the format, one of `ENCODERS`.
+        whole: of the encoder: bytes may be kept until the end.
         thread: of a single worker, so that pieces stay in their order.
     """
 
-    def __init__(self, name: str, thread: Executor) -> None:
+    def __init__(self, name: str, thread: Executor, *, whole: bool) -> None:
         kind = ENCODERS[name]
         self.media_type = kind.media_type
         self.suffix = kind.suffix
         self._name = name
         self._kind = kind
         self._thread = thread
+        self._whole = whole
         self._encoder: Encoder | None = None  # made by the first step, so that what fails there fails in one place
-        self._samples = 0
 
     def __enter__(self) -> Encoding:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._encoder = None
+        # there too, so that it comes after the piece; where the thread has been shut down the server ends
+        with suppress(RuntimeError):
+            self._thread.submit(self._close)
 
-    async def streamed_header(self) -> bytes:
-        """What goes before the sound while its length is not known."""
-        return await self._step(lambda encoder: encoder.header(None))
-
-    async def whole_header(self) -> bytes:
-        """What goes before the sound that has been finished."""
-        return await self._step(lambda encoder: encoder.header(self._samples))
-
-    async def feed(self, samples: NDArray[np.float32]) -> bytes:
+    async def header(self) -> bytes:
         """
         Raises:
             EncodingFailed: the encoder cannot be made, or does not take this; the same holds for all steps.
         """
-        self._samples += samples.size
+        return await self._step(lambda encoder: encoder.header())
+
+    async def feed(self, samples: NDArray[np.float32]) -> bytes:
         return await self._step(lambda encoder: encoder.feed(samples))
 
     async def finish(self) -> bytes:
@@ -74,5 +72,10 @@ class Encoding:
 
     def _run(self, step: Callable[[Encoder], bytes]) -> bytes:
         if self._encoder is None:
-            self._encoder = self._kind()
+            self._encoder = self._kind(whole=self._whole)
         return step(self._encoder)
+
+    def _close(self) -> None:
+        encoder, self._encoder = self._encoder, None
+        if encoder is not None:
+            encoder.close()

@@ -1,4 +1,9 @@
-"""Opus packets -> Ogg pages (RFC 3533, RFC 7845), given out as soon as their packets are there."""
+"""Opus packets -> Ogg pages (RFC 3533, RFC 7845), given out as soon as their packets are there.
+
+Libraries keep sound back. FFmpeg's muxer gives out a page when the next one begins: even with a page for each packet
+(`page_duration`) that is 20 ms, and PyAV 18 cannot make the call that flushes it (`av_write_frame` without a packet).
+libsndfile 1.2.2 stays 87 ms behind at the shortest page latency that it takes.
+"""
 
 from __future__ import annotations
 

@@ -27,8 +27,9 @@ class StreamScheduler:
     """Runs one step after the other for the most urgent stream. Choosing happens on the event loop, computing in one
     thread of its own, so that neither ever waits for the other's locks.
 
-    A step takes a list of streams whose next chunks have one shape, and of which all or none are the stream's first;
-    for now the list holds one.
+    A step takes a list of streams whose next chunks have one shape and whose states hold equally many frames; for now
+    the list holds one. Sound that is not finite ends its own stream; a step that raises ends all streams of the list.
+    Tokens outside the vocabulary make it raise: the splitter, whose tokens the streams are fed, gives none.
 
     Args:
         token2wav: whose `step` is called, always from the same thread.
@@ -120,6 +121,7 @@ class StreamScheduler:
             states = [stream.state or self._token2wav.start(stream.voice, seed=stream.seed) for stream in batch]
             tokens = torch.tensor([chunk.tokens for chunk in chunks], dtype=torch.int64)  # (B, N)
             samples, after = self._token2wav.step(tokens, states, last=chunks[0].last)  # (B, S)
-            rows = samples.float().cpu().numpy()
+            # copies: a view that waits for its listener would keep the whole batch's sound alive
+            rows = [row.copy() for row in samples.float().cpu().numpy()]
         self._on_step(time.perf_counter() - started_at)
         return list(zip(rows, after, strict=True))

@@ -58,12 +58,13 @@ class SpeechStream:
             self._on_change()
 
     def finish(self) -> None:
-        """No more tokens will come; what is there is still spoken."""
-        if not self.ended:
-            self.chunker.finish()
-            if self.chunker.done:
-                self._end(None)
-            self._on_change()
+        """No more tokens will come; what is there is still spoken. A second call does nothing."""
+        if self.ended or self.chunker.done:
+            return  # `done`, but not ended: the last chunk is being computed
+        self.chunker.finish()
+        if self.chunker.done:
+            self._end(None)
+        self._on_change()
 
     def fail(self, error: SidecarError) -> None:
         """End here: the listener gets what was made until now, then the error."""

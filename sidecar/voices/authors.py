@@ -99,6 +99,9 @@ class Authors:
         """
         return await self._fetching.do(name, lambda: self._kept_or_fetched(self._published[name]))
 
+    def stop_waiting(self) -> None:
+        self._fetching.cancel()
+
     def keep(self, name: str, recording: VoiceRecording) -> None:
         """So that it need not be fetched, or fetched again. Writes a file, so it takes a thread."""
         try:

@@ -132,9 +132,15 @@ class VoiceLibrary:
             await asyncio.to_thread(self._builder.forget, deleted.sha256)
         return deleted
 
+    def stop_waiting(self) -> None:
+        """Who waits for a voice to be fetched or opened gets NotReady: the server is about to end."""
+        self._authors.stop_waiting()
+        self._opened.stop_waiting()
+
     async def close(self) -> None:
         """Recordings in a temporary folder go."""
-        await self._opened.close()
+        self.stop_waiting()
+        self._opened.close()
         await asyncio.to_thread(self._folder.close)
 
     async def _open(self, name: str) -> tuple[str, OpenedVoice]:

@@ -49,7 +49,7 @@ class OpenedVoices:
 
         Raises:
             SidecarError: as the build.
-            NotReady: closed meanwhile.
+            NotReady: closed, or `stop_waiting` was called.
         """
         sha256 = await asyncio.to_thread(lambda: recording.sha256)
         return self.get(sha256) or await self._building.do(sha256, lambda: self._built(sha256, recording))
@@ -62,25 +62,24 @@ class OpenedVoices:
     def forget(self, sha256: str) -> None:
         self._voices.pop(sha256, None)
 
-    async def close(self) -> None:
-        """Builds that wait end with NotReady. The one that runs cannot be stopped and is not waited for: it may take
-        longer than whoever stops the server has patience."""
+    def stop_waiting(self) -> None:
+        """Who waits for a build gets NotReady. The one that runs cannot be stopped and is not waited for either: it may
+        take longer than whoever stops the server has patience."""
+        self._building.cancel()
+
+    def close(self) -> None:
+        """No build begins any more."""
         self._closing = True
         self._thread.shutdown(wait=False)
         self._voices.clear()
 
     async def _built(self, sha256: str, recording: VoiceRecording) -> OpenedVoice:
         if self._closing:
-            raise _shutting_down()
-        voice = await asyncio.get_running_loop().run_in_executor(self._thread, self._build_unless_closing, recording)
+            raise NotReady("the server is shutting down")
+        voice = await asyncio.get_running_loop().run_in_executor(self._thread, self._build, recording)
         self._voices[sha256] = voice
         self._let_go()
         return voice
-
-    def _build_unless_closing(self, recording: VoiceRecording) -> OpenedVoice:
-        if self._closing:
-            raise _shutting_down()
-        return self._build(recording)
 
     def _let_go(self) -> None:
         sizes = [memory_bytes(voice) for voice in self._voices.values()]
@@ -101,7 +100,3 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
     elif is_dataclass(value):
         for field in fields(value):
             yield from _tensors(getattr(value, field.name))
-
-
-def _shutting_down() -> NotReady:
-    return NotReady("the server is shutting down")

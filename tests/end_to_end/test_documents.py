@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from sidecar.audio.encode import ENCODERS
+from sidecar.requests import RESPONSE_FORMATS
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/api.md")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -126,6 +129,12 @@ def test_every_flag_is_in_the_readme() -> None:
     assert len(flags) > 15
     readme = (ROOT / "README.md").read_text()
     assert sorted(flag for flag in flags if f"`{flag}" not in readme) == []
+
+
+def test_the_api_lists_every_format_with_its_media_type() -> None:
+    formats = (ROOT / "docs/api.md").read_text().partition("\n## Formats\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| `([^`]+)`", formats, re.MULTILINE)
+    assert rows == [(name, ENCODERS[name].media_type) for name in RESPONSE_FORMATS]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

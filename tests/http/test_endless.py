@@ -8,19 +8,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+from statistics import median
 
-import endless
 import pytest
 import requests
+from endless import WARM_UP_MINUTES, rss_mb
 
 from sidecar.timebase import SAMPLE_RATE_HZ, TOKEN_RATE_HZ, tokens_to_samples
 
 MINUTES = 10
 BYTES_A_MINUTE = 2 * 60 * SAMPLE_RATE_HZ
-#: Ours had 140 to 450 in four runs: the text, and what the allocator cannot use again. Sound that is kept has 2,880 as
-#: bytes and 5,760 as samples, and an encoder's cache that is never cut 3,070.
-MOST_KB_A_MINUTE = 1500
+#: Nothing is handed back to the system, so that what is resident does not swing by 25 MB with the blocks that come and
+#: go, and less growth shows.
+STEADY_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+#: Ours had 0 to 320 in ten runs. Sound that is kept has 2,880 as bytes and 5,760 as samples, an encoder's cache that
+#: is never cut some 19,000. Less than the heap's slack shows only where a stream's bytes are counted, beside the
+#: scheduler's tests.
+MOST_KB_A_MINUTE = 1000
 
 
 @dataclass
@@ -31,6 +37,12 @@ class Received:
     minutes: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
+
+    def growth_kb_a_minute(self) -> float:
+        """The median over pairs of readings (Theil and Sen): unlike least squares, it does not count the 5 to 30 MB
+        that the allocator takes at once, in some runs and never again."""
+        warm = [at for at in zip(self.minutes, self.megabytes, strict=True) if at[0] >= WARM_UP_MINUTES]
+        return median(1000 * (mb - mb0) / (at - at0) for (at0, mb0), (at, mb) in combinations(warm, 2) if at > at0)
 
     def cpu_s_of_minute(self, minute: int) -> float:
         """Of the server's process: unlike the clock's, it does not count who else is on the machine."""
@@ -50,7 +62,7 @@ def endless_server(checkpoint: Path) -> Iterator[tuple[str, int]]:
     command = [sys.executable, str(tests / "endless_server.py"), str(checkpoint), str(MINUTES)]
     environment = {
         **os.environ,
-        **endless.STEADY_ALLOCATOR,
+        **STEADY_ALLOCATOR,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     with subprocess.Popen(
@@ -65,7 +77,7 @@ def endless_server(checkpoint: Path) -> Iterator[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def ten_minutes(checkpoint: Path) -> Received:
-    """Chunks of 100 tokens make it quicker than those of 25, and hide nothing: 15,000 tokens all the same."""
+    """Chunks of 200 tokens make it quicker than those of 25, and hide nothing: 15,000 tokens all the same."""
     wanted = {"text": "Hello", "streaming": True, "response_format": "pcm", "max_tokens": 20_000}
     got = Received()
     with endless_server(checkpoint) as (url, pid):
@@ -74,7 +86,7 @@ def ten_minutes(checkpoint: Path) -> Received:
             for sound in answer.iter_content(chunk_size=None):
                 got.total_bytes += len(sound)
                 got.minutes.append(got.total_bytes / BYTES_A_MINUTE)
-                got.megabytes.append(endless.rss_mb(pid))
+                got.megabytes.append(rss_mb(pid))
                 got.cpu_s.append(cpu_s(pid))
     return got
 
@@ -84,10 +96,10 @@ def test_every_token_of_ten_minutes_is_spoken(ten_minutes: Received) -> None:
 
 
 def test_ten_minutes_take_no_more_memory_than_two(ten_minutes: Received) -> None:
-    slope = endless.slope_kb_a_minute(ten_minutes.minutes, ten_minutes.megabytes)
-    assert slope < MOST_KB_A_MINUTE
+    assert ten_minutes.growth_kb_a_minute() < MOST_KB_A_MINUTE
 
 
-def test_the_tenth_minute_costs_no_more_than_the_second(ten_minutes: Received) -> None:
-    second, tenth = (ten_minutes.cpu_s_of_minute(minute) for minute in (2, MINUTES))
-    assert tenth < 1.3 * second
+def test_the_last_minutes_cost_no_more_than_the_first(ten_minutes: Received) -> None:
+    # the cheapest of three: on a shared core the same work takes more of its time for a while
+    early, late = (min(map(ten_minutes.cpu_s_of_minute, minutes)) for minutes in ((2, 3, 4), (8, 9, 10)))
+    assert late < 1.4 * early

@@ -46,8 +46,8 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 
 @asynccontextmanager
-async def scheduling(token2wav: Any, clock: Clock) -> AsyncIterator[StreamScheduler]:
-    scheduler = StreamScheduler(token2wav, PLAN, clock=clock)
+async def scheduling(token2wav: Any, clock: Clock, plan: ChunkPlan = PLAN) -> AsyncIterator[StreamScheduler]:
+    scheduler = StreamScheduler(token2wav, plan, clock=clock)
     scheduler.start()
     try:
         yield scheduler
@@ -71,6 +71,26 @@ def test_a_stream_has_every_tokens_samples(token2wav: FaultyToken2Wav, voice: Op
                 stream.feed(tokens(count))
                 stream.finish()
                 assert (await all_of(stream)).size == tokens_to_samples(count)
+
+    run(test())
+
+
+def test_chunks_too_small_for_sound_reach_nobody_and_lose_nothing(
+    token2wav: FaultyToken2Wav, voice: OpenedVoice, clock: Clock
+) -> None:
+    async def test() -> None:
+        async with scheduling(token2wav, clock, ChunkPlan(1, 25)) as scheduler:
+            stream = scheduler.open(voice, seed=1)
+            token2wav.steps.clear()
+            stream.feed(tokens(6))  # 1 and 2 are spoken, which the vocoder withholds
+            while len(token2wav.steps) < 2:
+                await asyncio.sleep(0.001)
+            assert stream.urgency()[0] is False, "it has no sound, so it goes before those that have"
+            stream.feed(tokens(34))
+            stream.finish()
+            pieces = [samples.size async for samples in stream.samples()]
+            assert min(pieces) > 0
+            assert sum(pieces) == tokens_to_samples(40)
 
     run(test())
 
@@ -225,6 +245,20 @@ def test_a_stream_without_tokens_ends_without_sound(
             stream = scheduler.open(voice, seed=1)
             stream.finish()
             assert (await all_of(stream)).size == 0
+
+    run(test())
+
+
+def test_finishing_twice_loses_nothing_of_a_last_chunk_that_is_being_computed(voice: OpenedVoice, clock: Clock) -> None:
+    async def test() -> None:
+        chunker = Chunker(PLAN, lookahead_tokens=LOOKAHEAD)
+        stream = SpeechStream(chunker, voice, seed=1, clock=clock, on_change=lambda: None)
+        stream.feed(tokens(5))
+        stream.finish()
+        assert chunker.take().last
+        stream.finish()
+        stream.deliver(np.ones(tokens_to_samples(5), np.float32), None)
+        assert (await all_of(stream)).size == tokens_to_samples(5)
 
     run(test())
 

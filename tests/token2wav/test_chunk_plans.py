@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
 import pytest
@@ -152,7 +153,7 @@ def taken(plan: ChunkPlan, tokens: Sequence[int], pieces: Sequence[int]) -> list
 
 @settings(max_examples=20, deadline=None)
 @given(
-    count=st.integers(1, 150),
+    count=st.integers(1, 100),
     first=st.integers(1, 40),
     growth=st.integers(0, 40),
     pieces=st.lists(st.integers(0, 40), max_size=8),
@@ -182,3 +183,31 @@ def test_a_first_chunk_of_one_token_is_heard_once_there_are_more() -> None:
         sizes.append(sound.shape[1])
     assert sizes[0] == 0
     assert sum(sizes) == tokens_to_samples(30)
+
+
+@dataclass(frozen=True)
+class WrittenDown(SeededNoise):
+    """The same noise, and the frames (first, end) it was asked for."""
+
+    mel_frames: list[tuple[int, int]] = field(default_factory=list)
+    source_frames: list[tuple[int, int]] = field(default_factory=list)
+
+    def speech_mel(self, seed: int, prompt_frames: int, first_frame: int, frames: int, mel_bins: int, /) -> Tensor:
+        self.mel_frames.append((first_frame, first_frame + frames))
+        return super().speech_mel(seed, prompt_frames, first_frame, frames, mel_bins)
+
+    def source(self, seed: int, first_frame: int, frames: int) -> Tensor:
+        self.source_frames.append((first_frame, first_frame + frames))
+        return super().source(seed, first_frame, frames)
+
+
+def test_each_frame_has_the_noise_of_its_place_in_the_stream() -> None:
+    noise = WrittenDown()
+    token2wav, held = replace(TOKEN2WAV, noise=noise), []
+    state = token2wav.start(VOICE, seed=1)
+    for chunk in taken(ChunkPlan(1, 25), speech_tokens(40).tolist(), []):
+        held.append(state.held_frames)
+        _, (state,) = token2wav.step(torch.tensor([chunk.tokens]), [state], last=chunk.last)
+    assert noise.mel_frames == [(0, 2), (2, 6), (6, 14), (14, 30), (30, 62), (62, 80)]
+    again = zip(noise.mel_frames, held, strict=True)
+    assert noise.source_frames == [(first - frames, end) for (first, end), frames in again]
