@@ -1,6 +1,7 @@
 """Streamed vocoding against whole vocoding of the same mel, ours beside the authors' way: levels, steps, SNR, time.
 
     python benchmarks/seams.py --figure docs/seams.png
+    python benchmarks/seams.py --sound glide.wav                       # to be drawn by sidecar.token2wav.inspect
     python benchmarks/seams.py --golden tests/golden/data/pipeline     # a folder with token2wav/hift.pt and a mel
 
 Without --golden the weights are random, at the real sizes. A vowel and a glide are spoken at a given pitch; on mels the
@@ -16,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import soundfile
 import torch
 from machine import machine
 from safetensors.torch import load_file
@@ -32,6 +34,7 @@ from seam_measures import (
 )
 from torch import Tensor
 
+from sidecar.timebase import SAMPLE_RATE_HZ
 from sidecar.token2wav.overlap import OVERLAP_SAMPLES
 from sidecar.token2wav.seams import CONTINUOUS, REFERENCE, ContinuousSeams, SeamPolicy
 from sidecar.token2wav.synthetic import SIZES
@@ -56,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--golden", type=Path, metavar="FOLDER", help="weights and a mel of recordings instead")
     parser.add_argument("--sweep", action="store_true", help="SNR for other contexts and fades too")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw a border of the held vowel, and stop")
+    parser.add_argument("--sound", type=Path, metavar="WAV", help="write a glide joined in the authors' way, and stop")
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args(arguments)
     vocoder = (load_vocoder(asked.golden / "token2wav" / "hift.pt") if asked.golden else synthetic(asked.size)).eval()
@@ -65,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         draw(with_pitch_in_mel(vocoder), POLICIES, asked.figure)
         return 0
+    if asked.sound:
+        write_glide(with_pitch_in_mel(vocoder), asked.sound)
+        return 0
     mel = load_file(asked.golden / "offline.safetensors")["mel"][..., :FRAMES] if asked.golden else moving_mel(FRAMES)
     print(f"{machine()}, {asked.golden or 'random weights, ' + asked.size}\n")
     table_of_seams(vocoder, mel.to(asked.device))
@@ -72,6 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table_of_contexts(vocoder, mel.to(asked.device))
     table_of_times(vocoder, mel.to(asked.device))
     return 0
+
+
+def write_glide(vocoder: Vocoder, path: Path) -> None:
+    mel = glide(FRAMES)
+    pieces = stream(REFERENCE, vocoder, mel, noise_of(mel), chunk_frames(FRAMES, *PLANS[0]))
+    soundfile.write(path, torch.cat(pieces, dim=-1)[0].numpy(), SAMPLE_RATE_HZ)
 
 
 def synthetic(size: str, seed: int = 0) -> Vocoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.image
@@ -13,16 +14,25 @@ import soundfile
 import torch
 from speech_parts import FaultyToken2Wav
 
-from sidecar.inspect import __main__ as command
-from sidecar.inspect.borders import borders, listed_sizes
-from sidecar.inspect.picture import level_db
 from sidecar.settings import StreamSettings
 from sidecar.streaming.chunking import Chunker, ChunkPlan
 from sidecar.timebase import SAMPLE_RATE_HZ, tokens_to_samples
+from sidecar.token2wav import inspect as command
+from sidecar.token2wav.inspect import CHUNK_TOKENS, borders, level_db
 from sidecar.token2wav.state import OpenedVoice
 from sidecar.token2wav.synthetic_voice import vowel_recording
 
 OVERLAP_SAMPLES = 3840
+
+
+@dataclass(frozen=True)
+class ListedSizes(ChunkPlan):
+    """Sizes one by one; the last repeats."""
+
+    sizes: tuple[int, ...] = ()
+
+    def new_tokens(self, chunk_index: int) -> int:
+        return self.sizes[min(chunk_index, len(self.sizes) - 1)]
 
 
 @pytest.fixture
@@ -37,7 +47,7 @@ def test_borders_are_where_a_streams_pieces_meet(
     token2wav: FaultyToken2Wav, voice: OpenedVoice, sizes: tuple[int, ...]
 ) -> None:
     tokens = 61
-    chunker = Chunker(listed_sizes(sizes), lookahead_tokens=3)
+    chunker = Chunker(ListedSizes(1, 1, sizes), lookahead_tokens=3)
     chunker.feed([7] * tokens)
     chunker.finish()
     state, given, ends = token2wav.start(voice, seed=1), 0, []
@@ -47,7 +57,7 @@ def test_borders_are_where_a_streams_pieces_meet(
         given += samples.shape[1]
         if given and not chunk.last:
             ends.append(given)
-    found = borders(given, listed_sizes(sizes))
+    found = borders(given, sizes)
     assert given == tokens_to_samples(tokens)
     assert [border.sample for border in found] == ends
     assert all(border.seam_end == border.sample + OVERLAP_SAMPLES for border in found)
@@ -55,7 +65,7 @@ def test_borders_are_where_a_streams_pieces_meet(
 
 @pytest.mark.parametrize("tokens", [0, 1, 4, 12, 13, 14, 40])
 def test_a_short_reply_has_few_borders_and_none_outside_it(tokens: int) -> None:
-    found = borders(tokens_to_samples(tokens), ChunkPlan(10, 25))
+    found = borders(tokens_to_samples(tokens), CHUNK_TOKENS)
     assert len(found) == {40: 2}.get(tokens, int(tokens >= 13))
     assert all(0 < border.sample < border.seam_end <= tokens_to_samples(tokens) for border in found)
 
@@ -68,6 +78,8 @@ def test_the_picture_is_written_beside_the_sound_with_the_servers_own_chunks(
     height, width, _ = matplotlib.image.imread(recording.with_suffix(".png")).shape
     assert width > height > 300
     sizes = StreamSettings()
+    plan = ChunkPlan(sizes.first_chunk_tokens, sizes.chunk_tokens)
+    assert [plan.new_tokens(index) for index in range(4)] == [*CHUNK_TOKENS, CHUNK_TOKENS[-1]]
     first = tokens_to_samples(sizes.first_chunk_tokens) - OVERLAP_SAMPLES
     assert f"border 1: sample {first}, {first / SAMPLE_RATE_HZ:.3f} s" in caplog.messages
     assert caplog.messages[-1] == f"{recording.with_suffix('.png')} written"
@@ -97,9 +109,9 @@ def test_any_rate_and_channels_are_drawn_at_24_khz(recording: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--zoom", "4"], "this sound has the borders 1 to 3"),
-        (["--zoom", "0"], "this sound has the borders 1 to 3"),
-        (["--zoom", "1", "--chunk-tokens", "100"], "it has no border"),
+        (["--zoom", "4"], "this sound has 3 borders"),
+        (["--zoom", "0"], "this sound has 3 borders"),
+        (["--zoom", "1", "--chunk-tokens", "100"], "this sound has 0 borders"),
         (["--out", "/nowhere/picture.png"], "No such file"),
     ],
 )
@@ -112,8 +124,8 @@ def test_what_cannot_be_drawn_is_said(
 
 def test_files_that_are_no_sound_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     click = io.BytesIO()
-    soundfile.write(click, np.zeros(500), SAMPLE_RATE_HZ, format="WAV")
-    for contents, words in ((None, "No such file"), (b"text", "no format known"), (click.getvalue(), "needs 721")):
+    soundfile.write(click, np.zeros(400), SAMPLE_RATE_HZ, format="WAV")
+    for contents, words in ((None, "cannot be read"), (b"text", "cannot be read"), (click.getvalue(), "needs 480")):
         path = tmp_path / "text.wav"
         if contents is not None:
             path.write_bytes(contents)

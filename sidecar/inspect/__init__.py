@@ -1,1 +1,0 @@
-"""Pictures of speech for people who debug seams: `python -m sidecar.inspect FILE.wav`."""
