@@ -22,6 +22,8 @@ class OnnxModel:
 
     def __init__(self, path: Path, *, inputs: int) -> None:
         require_file(path)
+        # newer builds send their makers what is run with them unless they are told not to
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
