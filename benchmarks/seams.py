@@ -2,7 +2,7 @@
 
     python benchmarks/seams.py --figure docs/seams.png
     python benchmarks/seams.py --sound glide.wav                       # to be drawn by sidecar.token2wav.inspect
-    python benchmarks/seams.py --golden tests/golden/data/pipeline     # a folder with token2wav/hift.pt and a mel
+    python benchmarks/seams.py --golden FOLDER     # with token2wav/hift.pt, and a mel in offline.safetensors
 
 Without --golden the weights are random, at the real sizes. A vowel and a glide are spoken at a given pitch; on mels the
 network reads its own. The mel is the same in both ways, so that nothing but the vocoding is compared.

@@ -150,7 +150,7 @@ def test_several_listeners_at_once_are_all_answered(server: Any) -> None:
         ({"text": "  "}, 400, "text"),
         ({"text": "say <|EOT|> now"}, 400, "control_token"),
         ({"text": TEXT, "temperature": "hot"}, 400, "temperature"),
-        ({"text": TEXT, "response_format": "opus"}, 400, "response_format"),
+        ({"text": TEXT, "response_format": "midi"}, 400, "response_format"),
         ({"text": TEXT, "audio_path": "/no/such/file.wav"}, 404, "audio_path"),
     ],
 )

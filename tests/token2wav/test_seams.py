@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import seams
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,9 +14,12 @@ from seam_measures import (
     chunk_frames,
     glide,
     held_vowel,
+    inner_parts,
     measure,
+    middle,
     moving_mel,
     noise_of,
+    seam_parts,
     signal_to_noise_db,
     stream,
     with_pitch_in_mel,
@@ -66,6 +70,21 @@ def test_a_held_vowel_has_no_longer_step_at_a_border_than_anywhere_else() -> Non
         longest[name] = steps[first : first + 3841].max() / steps[12_000:19_200].max()
     assert longest["ours"] < 1.001
     assert longest["theirs"] > 1.05
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_held_vowel_is_as_loud_at_a_border_as_in_the_middle_of_the_same_chunk(plan: tuple[int, ...]) -> None:
+    mel = held_vowel(FRAMES, f0_hz=150.0)  # 160 ms are 24 periods
+    noise, chunks = torch.zeros_like(noise_of(mel)), chunk_frames(FRAMES, *plan)
+    furthest = {}
+    for name, policy in (("ours", CONTINUOUS), ("theirs", REFERENCE)):
+        sound = torch.cat(stream(policy, AT_GIVEN_PITCH, mel, noise, chunks), dim=1)[0].double()
+        apart = [
+            10 * (sound[border].square().mean() / sound[middle(inner)].square().mean()).log10()
+            for border, inner in zip(seam_parts(chunks), inner_parts(chunks)[1:], strict=True)
+        ]
+        furthest[name] = torch.stack(apart).abs().max()
+    assert furthest["ours"] < LEVEL_DB < furthest["theirs"]
 
 
 @pytest.mark.parametrize(("tokens", "least_db"), [(1, 32), (2, 34), (3, 36), (5, 38)])
@@ -157,3 +176,14 @@ def test_an_hour_of_phase_is_as_exact_as_a_second() -> None:
     turns = summed_turns(f0, torch.zeros(1, dtype=torch.float64))[0, -1]
     expected = f0[0, 0].double() * 480 * len(f0[0]) / 24_000 % 1
     assert (turns - expected).abs() < 1e-5
+
+
+def test_the_benchmark_prints_every_row_and_draws_a_border(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert seams.main(["--size", "tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| ours |") == 3 * len(seams.PLANS) + len(seams.SMALL_PLANS)
+    assert printed.count("| the authors' |") == 3 * len(seams.PLANS)
+    assert "nan" not in printed
+    assert "vocoding 1 s" in printed
+    assert seams.main(["--size", "tiny", "--figure", str(tmp_path / "seams.png")]) == 0
+    assert (tmp_path / "seams.png").read_bytes().startswith(b"\x89PNG")

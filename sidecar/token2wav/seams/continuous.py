@@ -32,6 +32,7 @@ class ContinuousState(VocoderState):
 
     f0: Tensor  # (B, max(0, c - 5)), the pitch of the held frames that no later frame changes
     turns: Tensor  # (B,) float64, of the fundamental at the middle of the frame before the held ones
+    at_start: Tensor  # (B,) whether the first frame held is the stream's first; on the device, where it is read
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class ContinuousSeams:
             frames_done=(0,) * batch,
             f0=empty(batch, 0),
             turns=torch.zeros_like(empty(batch), dtype=torch.float64),
+            at_start=torch.ones_like(empty(batch), dtype=torch.bool),
         )
 
     def step(
@@ -79,17 +81,16 @@ class ContinuousSeams:
             return (state.speech if last else state.speech[:, :0]), state
         seen = torch.cat([state.mel, mel], dim=-1)  # (B, M, c + T)
         f0 = torch.cat([state.f0, vocoder.f0(seen)[:, state.f0.shape[1] :]], dim=1)  # (B, c + T)
-        phase = continued_phase(f0, state.turns, _at_start(state))
+        phase = continued_phase(f0, state.turns, state.at_start)
         vocoded = vocoder.decode(seen, vocoder.source(f0, phase, noise))  # (B, 480 (c + T))
         given, withheld = withhold(self._join(state, vocoded), last=last)
         return given, self._after(state, seen, f0, withheld)
 
     def _join(self, state: ContinuousState, vocoded: Tensor) -> Tensor:
         """What has not been given out yet: the vocoded samples without those of the context, after the fade."""
-        withheld_samples = state.speech.shape[-1]
-        new = vocoded[:, frames_to_samples(state.held_frames) - withheld_samples :]
-        if withheld_samples < OVERLAP_SAMPLES:
-            return new  # nothing has been given out, so there is nothing to fade from
+        if state.held_frames <= OVERLAP_FRAMES:
+            return vocoded  # nothing has been given out, so there is nothing to fade from
+        new = vocoded[:, frames_to_samples(state.held_frames - OVERLAP_FRAMES) :]
         return cross_fade(new, state.speech, complementary_fade(self.fade_samples, new.device))
 
     def _after(self, state: ContinuousState, seen: Tensor, f0: Tensor, withheld: Tensor) -> ContinuousState:
@@ -103,13 +104,8 @@ class ContinuousSeams:
             frames_done=tuple(done + frames - state.held_frames for done in state.frames_done),
             f0=f0[:, dropped : dropped + final].clone(),
             turns=summed_turns(f0[:, :dropped], state.turns)[:, -1].clone() if dropped else state.turns,
+            at_start=torch.zeros_like(state.at_start) if dropped else state.at_start,
         )
 
 
 CONTINUOUS = ContinuousSeams()
-
-
-def _at_start(state: ContinuousState) -> Tensor:
-    """(B,) whether the first frame the call sees is the stream's first."""
-    starts = [done == state.held_frames for done in state.frames_done]
-    return torch.tensor(starts, device=state.mel.device)
