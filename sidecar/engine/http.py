@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
+from httpx_aiohttp import AiohttpTransport
 
 from sidecar.engine.client import Accepted, EngineRequest, ModelInfo, TokenDelta
 from sidecar.engine.events import EventReader, error_message, refusal
@@ -35,13 +37,18 @@ def open_engine_http(
     key: str | None = None,
     read_timeout_s: float = READ_TIMEOUT_S,
 ) -> httpx.AsyncClient:
-    """An HTTP client bound to the engine: its socket or URL, its key. The caller closes it."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=KEEPALIVE_EXPIRY_S)
+    """An HTTP client bound to the engine: its socket or URL, its key. The caller closes it.
+
+    Its transport is aiohttp's, which parses in C: each token comes as an event of its own, and one costs 27 us of CPU
+    that way and 77 with httpx's own transport (400 events a stream, 32 streams, uvloop).
+    """
+    # 0 is aiohttp's word for as many as there are
+    limits = httpx.Limits(max_connections=0, keepalive_expiry=KEEPALIVE_EXPIRY_S)
     return httpx.AsyncClient(
         base_url=url or "http://engine",
         # environment proxies must not come between two processes of one machine
         trust_env=False,
-        transport=httpx.AsyncHTTPTransport(uds=str(socket) if socket else None, limits=limits, trust_env=False),
+        transport=AiohttpTransport(uds=str(socket) if socket else None, limits=limits, trust_env=False),
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
     )
@@ -57,15 +64,20 @@ def engine_error(error: httpx.HTTPError) -> SidecarError:
 
 
 class HttpEngine:
-    """An `EngineClient` over a client made by `open_engine_http`."""
+    """An `EngineClient` over a client made by `open_engine_http`.
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    Args:
+        more_fields: of every request to generate.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, more_fields: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._http = http
+        self._more_fields = more_fields
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Accepted | TokenDelta, None]:
         reader = EventReader()
         # in a thread: minutes of sound are tens of megabytes
-        body = await asyncio.to_thread(json.dumps, chat_body(request))
+        body = await asyncio.to_thread(json.dumps, {**chat_body(request), **self._more_fields})
         try:
             async with self._http.stream(
                 "POST",
