@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,24 @@ from vllm_server import VllmServer, serving, unused_port
 # Before torch is imported anywhere: this process computes beside servers, and threads that outnumber the cores wait
 # for each other in a spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Without a GPU, the kernels that test modules import are run by Triton's interpreter, on the CPU.
+
+    Triton asks for it when a kernel is decorated, and when parts of its own are first imported, one of them only by the
+    first launch: so that happens here. Afterwards the variable is gone again; no server that a test starts inherits it.
+    """
+    import torch  # noqa: PLC0415 - after OMP_NUM_THREADS is set
+
+    # on a GPU, what others are held to is computed in float32, and not in TF32 as PyTorch's convolutions would
+    torch.backends.cudnn.allow_tf32 = False
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+            patch.setenv("TRITON_INTERPRET", "1")
+            importlib.import_module("triton.experimental.gluon")
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: The server's default: 10, 20, and from then on 25.
-CHUNK_TOKENS = (10, 20, 25)
+#: The server's default: 10, 10, 15, 22, and from then on 25.
+CHUNK_TOKENS = (10, 10, 15, 22, 25)
 #: Of one number of the level: short against a seam, long against a period of the voice.
 LEVEL_WINDOW_SAMPLES = SAMPLE_RATE_HZ // 50
 LEVEL_STEP_SAMPLES = SAMPLE_RATE_HZ // 500
@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N,N,...",
         type=_sizes,
         default=CHUNK_TOKENS,
-        help="speech tokens in each chunk; the last number repeats (default: 10,20,25, the server's own default)",
+        help="speech tokens in each chunk; the last number repeats (default: 8,12,18,25, the server's own default)",
     )
     parser.add_argument("--zoom", metavar="BORDER", type=int, help="show this border alone, the first is 1")
     parser.add_argument("--out", metavar="PNG", type=Path, help="the picture (default: FILE.png beside the sound)")

@@ -1,17 +1,34 @@
-"""On a GPU: the CPU's numbers, and the same ones every time. At full width, since small layers take other kernels."""
+"""On a GPU: the CPU's numbers, and the same ones every time; captured, in batches, in 16 bits and in two lanes as well.
+
+At full width, since small layers take other kernels.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from gpu_parts import (
+    Speech,
+    by_the_oracle,
+    in_steps,
+    mel_by_the_oracle,
+    mels_in_a_batch,
+    speech,
+    vocoded,
+    vocoded_by_the_oracle,
+)
 from tiny_token2wav import WEIGHTS, signal_to_noise_db, tiny_config
 from torch import Tensor
 
 from sidecar.token2wav import Token2Wav, VoiceFeatures
 from sidecar.token2wav.config import FlowConfig, load_flow_config
 from sidecar.token2wav.flow import Flow
+from sidecar.token2wav.graphs import CapturedSteps
 from sidecar.token2wav.synthetic import write_token2wav
 from sidecar.token2wav.weights import load_flow
 
@@ -89,3 +106,124 @@ def test_a_mel_in_16_bits_is_close_to_the_cpus_in_float32(
     mel = mel_of(weights, config, "cuda", dtype)
     assert mel.dtype == torch.float32
     assert (mel - exact).norm() / (exact - exact.mean()).norm() < most
+
+
+#: Each word is a step. "a" outgrows the estimator's window, "b" leaves and "c" joins on the way, "d" takes b's slot.
+PLAN = ("ab", "abc", "acd", "ac", "a", "a")
+
+
+class Road:
+    """A model in one precision: opened voices, streams to speak, and their steps."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.token2wav = Token2Wav.from_folder(folder, device="cuda", dtype=dtype)
+        self.voices = [self.token2wav.open_voice(random_voice(tokens)) for tokens in (25, 50, 80)]
+        self.speeches = {
+            "a": self.said(0, (8, 12, 12, 12, 12, 5), seed=1),
+            "b": self.said(1, (8, 7), seed=2),
+            "c": self.said(2, (8, 12, 14), seed=3),
+            "d": self.said(1, (5,), seed=4),
+        }
+        #: Three streams of two chunks each.
+        self.short = [self.said(0, (8, 12), seed=5), self.said(1, (6, 12), seed=6), self.said(2, (8, 9), seed=7)]
+        self.steps = self.new_steps()
+
+    def said(self, voice: int, chunk_tokens: tuple[int, ...], *, seed: int) -> Speech:
+        return speech(self.token2wav, self.voices[voice], chunk_tokens, seed=seed)
+
+    def new_steps(self, *, capture: bool = True) -> CapturedSteps:
+        return CapturedSteps(self.token2wav, slots=3, chunk_tokens=(8, 12), capture=capture)
+
+
+def random_voice(prompt_tokens: int) -> VoiceFeatures:
+    drawn = torch.Generator().manual_seed(prompt_tokens)
+    return VoiceFeatures(
+        prompt_tokens=torch.randint(0, 6561, (prompt_tokens,), generator=drawn),
+        prompt_mel=torch.randn(2 * prompt_tokens, 80, generator=drawn) - 5,
+        speaker=torch.randn(192, generator=drawn),
+    )
+
+
+def relative_error(mel: Tensor, exact: Tensor) -> float:
+    return ((mel - exact).norm() / (exact - exact.mean()).norm()).item()
+
+
+@pytest.fixture(scope="module")
+def road(folder: Path) -> Callable[[torch.dtype], Road]:
+    """Each precision is loaded and captured when it is first asked for."""
+    return cache(lambda dtype: Road(folder, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_captured_steps_make_the_samples_of_uncaptured_ones(
+    road: Callable[[torch.dtype], Road], dtype: torch.dtype
+) -> None:
+    here = road(dtype)
+    captured = in_steps(here.steps, here.speeches, PLAN)
+    launched = in_steps(here.new_steps(capture=False), here.speeches, PLAN)
+    for name, sound in captured.items():
+        assert sound.isfinite().all()
+        assert torch.equal(sound, launched[name])
+
+
+def test_the_same_streams_make_the_same_samples_again(road: Callable[[torch.dtype], Road]) -> None:
+    here = road(torch.float16)
+    first, second = (in_steps(here.steps, here.speeches, PLAN) for _ in range(2))
+    for name, sound in first.items():
+        assert torch.equal(sound, second[name])
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c", "d"])
+def test_a_stream_in_a_batch_sounds_as_it_does_alone_and_by_the_oracle(
+    road: Callable[[torch.dtype], Road], name: str
+) -> None:
+    """In float32. In 16 bits a matrix product rounds otherwise in another batch; there the mels are compared."""
+    here = road(torch.float32)
+    together = in_steps(here.steps, here.speeches, PLAN)[name]
+    alone = in_steps(here.steps, {name: here.speeches[name]}, name * len(here.speeches[name].chunk_tokens))[name]
+    exact = by_the_oracle(here.token2wav, here.speeches[name])
+    assert together.shape == exact.shape
+    assert signal_to_noise_db(together, alone) > 50
+    assert signal_to_noise_db(together, exact) > 50
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float16, 0.0015), (torch.bfloat16, 0.01)])
+def test_mels_and_sound_of_a_batch_are_close_to_the_oracles_in_float32(
+    road: Callable[[torch.dtype], Road], folder: Path, dtype: torch.dtype, most: float
+) -> None:
+    exact_road, here = road(torch.float32), road(dtype)
+    exact = [mel_by_the_oracle(exact_road.token2wav, said) for said in exact_road.short]
+    mels = mels_in_a_batch(here.steps.step, here.short)
+    alone = [mels_in_a_batch(here.steps.step, [said])[0] for said in here.short]
+    vocoder = exact_road.token2wav.vocoder
+    sounds = vocoded(vocoder, mels, exact, dtype)
+    for mel, right, by_itself, sound in zip(mels, exact, alone, sounds, strict=True):
+        assert relative_error(mel, right) < most
+        assert relative_error(mel, by_itself) < most
+        assert signal_to_noise_db(sound, vocoded_by_the_oracle(vocoder, right)) > 35
+
+
+def test_two_lanes_and_a_voice_being_opened_harm_nobody(road: Callable[[torch.dtype], Road]) -> None:
+    here = road(torch.float16)
+    firsts = [here.said(voice, (8, 5), seed=10 + voice) for voice in range(3)]
+    quiet = in_steps(here.steps, {"a": here.speeches["a"]}, "aaaaaa")["a"]
+    quiet_firsts = [in_steps(here.steps, {"f": said}, "ff", lane=0)["f"] for said in firsts]
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        playing = here.steps.open(here.speeches["a"].voice, seed=here.speeches["a"].seed)
+        assert playing is not None
+        sounds = []
+        for index, chunk in enumerate(here.speeches["a"].chunks()):
+            said = firsts[index % 3]
+            opening = thread.submit(here.token2wav.open_voice, random_voice(60 + index))
+            beside = here.steps.open(said.voice, seed=said.seed)
+            assert beside is not None
+            steady = here.steps.submit([(playing, chunk)], lane=0)
+            first = here.steps.submit([(beside, next(said.chunks()))], lane=1)
+            (begun,), (samples,) = first.wait(), steady.wait()
+            here.steps.close(beside)
+            sounds.append(torch.from_numpy(samples))
+            opening.result()
+            assert len(begun) > 0
+            assert torch.equal(torch.from_numpy(begun), quiet_firsts[index % 3][: len(begun)])
+        here.steps.close(playing)
+    assert torch.equal(torch.cat(sounds), quiet)

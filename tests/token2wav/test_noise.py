@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.token2wav.noise import PROMPT_SEED, RecordedNoise, SeededNoise
+from sidecar.token2wav.noise import PROMPT_SEED, RecordedNoise, SeededNoise, philox, signed_seed
 
 NOISE = SeededNoise()
 
@@ -56,9 +57,44 @@ def test_noise_never_runs_out_and_never_comes_again(far: int) -> None:
 
 def test_noise_is_the_same_in_every_process() -> None:
     # written down once: with other numbers, the same seed would no longer give the same sound
-    assert NOISE.prompt_mel(5, 80)[0, :3].tolist() == pytest.approx([1.0692768, 0.2825702, -0.7175677])
-    assert NOISE.speech_mel(42, 0, 1000, 2, 80)[0].tolist() == pytest.approx([-1.6284837, -0.9145051])
-    assert NOISE.source(42, 7, 1)[0, :3].tolist() == pytest.approx([0.8535, 0.0214, -0.9596], abs=1e-4)
+    assert NOISE.prompt_mel(5, 80)[0, :3].tolist() == pytest.approx([0.943101, 0.2064627, -0.8851982], rel=1e-5)
+    assert NOISE.speech_mel(42, 0, 1000, 2, 80)[0].tolist() == pytest.approx([-2.24398, -1.3205245], rel=1e-5)
+    assert NOISE.source(42, 7, 1)[0, :3].tolist() == pytest.approx([0.7634446, 0.0450112, -1.193739], rel=1e-5)
+
+
+# counter, key and words as the authors of Philox publish them beside their code (Random123, kat_vectors)
+KNOWN_WORDS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_WORDS)
+def test_the_counter_gives_the_words_its_authors_publish(
+    counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]
+) -> None:
+    first, second, third, fourth = (np.array([word], dtype=np.uint64) for word in counter)
+    assert tuple(int(word[0]) for word in philox((first, second, third, fourth), key)) == words
+
+
+def test_harmonics_and_their_neighbours_in_time_are_independent() -> None:
+    drawn = NOISE.source(5, 0, 200)  # (96,000, 9)
+    beside = torch.cat([drawn[:-1], drawn[1:]], dim=1)
+    assert (torch.corrcoef(beside.T) - torch.eye(18)).abs().max() < 0.02
+    assert drawn.pow(4).mean().item() == pytest.approx(3, abs=0.03)  # a uniform or cut-off distribution has less
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64 - 1, 2**70 + 5])
+def test_a_seed_of_any_size_counts_modulo_64_bits(seed: int) -> None:
+    drawn = NOISE.source(seed, 3, 1)
+    assert torch.equal(drawn, NOISE.source(seed % 2**64, 3, 1))
+    assert torch.equal(drawn, NOISE.source(signed_seed(seed), 3, 1))
+    assert torch.tensor(signed_seed(seed), dtype=torch.int64) % 2**32 == seed % 2**32
 
 
 def test_recorded_noise_is_read_by_the_rule_it_was_recorded_with() -> None:
