@@ -32,6 +32,7 @@ from machine import machine
 from sidecar.settings import StreamSettings
 from sidecar.streaming.chunking import ChunkPlan
 from sidecar.streaming.scheduler import StreamScheduler
+from sidecar.streaming.steps import EagerSteps
 from sidecar.streaming.stream import SpeechStream
 from sidecar.timebase import TOKEN_RATE_HZ, samples_to_seconds, tokens_to_frames
 from sidecar.token2wav import Token2Wav, VoiceFeatures
@@ -102,7 +103,7 @@ async def _stream(token2wav: Token2Wav, setup: Setup) -> list[Chunk]:
     """Feeds a chunk's tokens whenever sound comes, so that nothing waits but what the chunks need."""
     step_s: list[float] = []
     plan = ChunkPlan(min(StreamSettings.first_chunk_tokens, setup.chunk_tokens), setup.chunk_tokens)
-    scheduler = StreamScheduler(token2wav, plan, on_step=step_s.append)
+    scheduler = StreamScheduler(EagerSteps(token2wav), plan, on_step=lambda step: step_s.append(step.seconds))
     scheduler.start()
     stream = scheduler.open(token2wav.open_voice(_voice(token2wav)), seed=SEED)
     chunks: list[Chunk] = []

@@ -20,14 +20,17 @@ from sidecar.api.services import Services
 from sidecar.engine.client import EngineClient
 from sidecar.engine.http import HttpEngine, open_engine_http
 from sidecar.engine.text import TextTokenizer
+from sidecar.engine.untrained import sampling_of_untrained
 from sidecar.errors import SidecarError
 from sidecar.metrics import Metrics
 from sidecar.pipeline import SpeechPipeline
 from sidecar.requests import SpeechRequest
 from sidecar.settings import Settings
 from sidecar.streaming.chunking import ChunkPlan
+from sidecar.streaming.device import make_steps
+from sidecar.streaming.loop_lag import watch_loop_lag
 from sidecar.streaming.pool import StatePool
-from sidecar.streaming.scheduler import StreamScheduler
+from sidecar.streaming.scheduler import StepTaken, StreamScheduler
 from sidecar.token2wav.token2wav import Token2Wav
 from sidecar.voices.library import VoiceLibrary
 
@@ -37,6 +40,9 @@ logger = logging.getLogger(__name__)
 #: run every part once, and a sentence of some seconds does.
 WARM_UP = SpeechRequest(text="Hello, this is the first sentence.", max_tokens=64, seed=0, streaming=True)
 ENGINE_POLL_S = 0.2
+#: On a GPU a step of one chunk takes nearly as long as one of several, and what it takes is taken from the language
+#: model beside it. Far below the second of sound that the streams which wait have at least.
+GPU_BATCH_WAIT_S = 0.03
 
 
 def create_app(
@@ -53,8 +59,8 @@ def create_app(
         engine, token2wav, voices: made from the settings where not given.
         on_failure: called when a part cannot be made, so that the server will never be ready.
     """
-    pool = StatePool(settings.stream.max_batch_size)
-    services = Services(settings, _metrics(pool))
+    pool = StatePool(settings.slots)
+    services = Services(settings, _metrics(pool, lambda: loader.chunks_waiting))
     loader = _Loader(services, pool, token2wav, voices)
 
     @asynccontextmanager
@@ -65,11 +71,13 @@ def create_app(
             services.engine_http = await opened.enter_async_context(
                 open_engine_http(socket=where.engine_socket, url=where.engine_url, key=where.engine_key)
             )
-            services.engine = engine or HttpEngine(services.engine_http)
+            services.engine = engine or HttpEngine(services.engine_http, sampling_of_untrained(settings.model))
             loading = asyncio.create_task(loader.load(opened, on_failure), name="loading")
+            watching = asyncio.create_task(watch_loop_lag(services.metrics.loop_lag_seconds.observe), name="loop lag")
             yield
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            for task in (loading, watching):
+                task.cancel()
+            await asyncio.gather(loading, watching, return_exceptions=True)
 
     app = Starlette(
         routes=[
@@ -100,13 +108,18 @@ class _Loader:
     pool: StatePool
     token2wav: Token2Wav | None
     voices: VoiceLibrary | None
+    scheduler: StreamScheduler | None = None
+
+    @property
+    def chunks_waiting(self) -> int:
+        return 0 if self.scheduler is None else self.scheduler.chunks_waiting
 
     async def load(self, opened: AsyncExitStack, on_failure: Callable[[], None]) -> None:
         try:
             await self._tokenizer()
             token2wav = await self._token2wav()
             voices = await self._voices(token2wav, opened)
-            scheduler = self._scheduler(token2wav)
+            scheduler = await self._scheduler(token2wav)
             scheduler.start()
             opened.push_async_callback(scheduler.close)
             pipeline = await self._pipeline(scheduler, voices)
@@ -129,7 +142,7 @@ class _Loader:
     async def _token2wav(self) -> Token2Wav:
         if self.token2wav is None:
             settings = self.services.settings
-            dtype: torch.dtype = getattr(torch, settings.dtype)
+            dtype: torch.dtype = getattr(torch, settings.precision)
             self.token2wav = await asyncio.to_thread(
                 Token2Wav.from_folder, settings.model / "token2wav", device=settings.device, dtype=dtype
             )
@@ -155,10 +168,21 @@ class _Loader:
         opened.push_async_callback(voices.close)
         return voices
 
-    def _scheduler(self, token2wav: Token2Wav) -> StreamScheduler:
-        sizes = self.services.settings.stream
+    async def _scheduler(self, token2wav: Token2Wav) -> StreamScheduler:
+        settings, metrics = self.services.settings, self.services.metrics
+        sizes = settings.stream
         plan = ChunkPlan(first_chunk_tokens=sizes.first_chunk_tokens, chunk_tokens=sizes.chunk_tokens)
-        return StreamScheduler(token2wav, plan, on_step=self.services.metrics.step_seconds.observe)
+        steps = await asyncio.to_thread(make_steps, token2wav, plan, settings)
+        self.services.found("steps")
+
+        def count(step: StepTaken) -> None:
+            chunk = "first" if step.first else "later"
+            metrics.step_seconds.observe(step.seconds, chunk)
+            metrics.step_streams.observe(step.streams, chunk)
+
+        wait_s = GPU_BATCH_WAIT_S if settings.on_gpu else 0.0
+        self.scheduler = StreamScheduler(steps, plan, batch_wait_s=wait_s, on_step=count)
+        return self.scheduler
 
     async def _pipeline(self, scheduler: StreamScheduler, voices: VoiceLibrary) -> SpeechPipeline:
         services = self.services
@@ -185,5 +209,5 @@ class _Loader:
                 pass
 
 
-def _metrics(pool: StatePool) -> Metrics:
-    return Metrics(streams_running=lambda: pool.taken, slots=pool.slots)
+def _metrics(pool: StatePool, chunks_waiting: Callable[[], int] = lambda: 0) -> Metrics:
+    return Metrics(streams_running=lambda: pool.taken, slots=pool.slots, chunks_waiting=chunks_waiting)

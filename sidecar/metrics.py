@@ -57,30 +57,43 @@ class Gauge:
 
 
 class Histogram:
-    """How often a value was at most each of `bounds`."""
+    """How often a value was at most each of `bounds`. With a `label`, one histogram for each of its values."""
 
     kind = "histogram"
 
-    def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
+    def __init__(self, name: str, help: str, bounds: Sequence[float], *, label: str | None = None) -> None:
         self.name, self.help = name, help
         self._bounds = (*bounds, float("inf"))
+        self._label = label
         self._lock = Lock()
-        self._counts = [0] * len(self._bounds)
-        self._sum = 0.0
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        if label is None:
+            self._begin("")
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, label_value: str = "") -> None:
         with self._lock:
-            self._sum += value
+            if label_value not in self._counts:
+                self._begin(label_value)
+            self._sums[label_value] += value
+            counts = self._counts[label_value]
             for index, bound in enumerate(self._bounds):
-                self._counts[index] += value <= bound
+                counts[index] += value <= bound
 
     def lines(self) -> Iterator[str]:
         with self._lock:
-            counts, total = list(self._counts), self._sum
-        for bound, count in zip(self._bounds, counts, strict=True):
-            yield f'{self.name}_bucket{{le="{"+Inf" if bound == float("inf") else f"{bound:g}"}"}} {count}'
-        yield f"{self.name}_sum {_written(total)}"
-        yield f"{self.name}_count {counts[-1]}"
+            seen = [(value, list(counts), self._sums[value]) for value, counts in sorted(self._counts.items())]
+        for value, counts, total in seen:
+            label = f'{self._label}="{value}"' if self._label else ""
+            beside, alone = (f"{label},", f"{{{label}}}") if label else ("", "")
+            for bound, count in zip(self._bounds, counts, strict=True):
+                yield f'{self.name}_bucket{{{beside}le="{"+Inf" if bound == float("inf") else f"{bound:g}"}"}} {count}'
+            yield f"{self.name}_sum{alone} {_written(total)}"
+            yield f"{self.name}_count{alone} {counts[-1]}"
+
+    def _begin(self, label_value: str) -> None:
+        self._counts[label_value] = [0] * len(self._bounds)
+        self._sums[label_value] = 0.0
 
 
 def _written(value: float) -> str:
@@ -94,9 +107,10 @@ class Metrics:
     Args:
         streams_running: reads how many slots are taken.
         slots: how many there are.
+        chunks_waiting: reads how many chunks wait for a step.
     """
 
-    def __init__(self, *, streams_running: Callable[[], int], slots: int) -> None:
+    def __init__(self, *, streams_running: Callable[[], int], slots: int, chunks_waiting: Callable[[], int]) -> None:
         self.requests = Counter("sidecar_requests_total", "Requests for speech, by how they ended.", label="outcome")
         self.ttfa_seconds = Histogram(
             "sidecar_ttfa_seconds",
@@ -110,14 +124,29 @@ class Metrics:
         )
         self.step_seconds = Histogram(
             "sidecar_step_seconds",
-            "Computing time of one token2wav step.",
+            "From a token2wav step's beginning to its samples, by what leads it: a first chunk or a later one.",
             (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+            label="chunk",
+        )
+        self.step_streams = Histogram(
+            "sidecar_step_streams",
+            "Streams that shared one token2wav step, by what leads it.",
+            (1, 2, 4, 8, 16, 32, 64),
+            label="chunk",
+        )
+        self.loop_lag_seconds = Histogram(
+            "sidecar_loop_lag_seconds",
+            "How much too late the event loop came back to a timer of every 20 ms.",
+            (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
         )
         self.audio_seconds = Counter("sidecar_audio_seconds_total", "Sound made.")
         self.underruns = Counter(
             "sidecar_underruns_total", "Times a streamed reply's sound came too late for playback."
         )
         self.streams_running = Gauge("sidecar_streams_running", "Streams that hold a slot.", streams_running)
+        self.chunks_waiting = Gauge(
+            "sidecar_chunks_waiting", "Chunks that have all their tokens and no step yet.", chunks_waiting
+        )
         self.slots = Gauge("sidecar_stream_slots", "Streams there can be at once.", lambda: slots)
 
     def render(self) -> str:

@@ -76,13 +76,12 @@ class SpeechPipeline:
             raise
         speech = Speech(
             request_id=request_id,
-            stream=self.scheduler.open(voice, seed=sampling.seed),
+            stream=self.scheduler.open(voice, seed=sampling.seed, live=wanted.streaming),
             splitter=Splitter(self.text.vocabulary, self.text.token_bytes, in_speech=True),
             slot=slot,
             metrics=self.metrics,
             clock=self.clock,
             arrived_at=arrived_at,
-            live=wanted.streaming,
             on_close=self._forget,
         )
         self._running.add(speech)

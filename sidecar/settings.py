@@ -22,15 +22,22 @@ from sidecar.voice_names import NAME_IN_WORDS, is_voice_name
 
 #: The key of the engine's HTTP server: from the environment alone, since a command line is open to every user.
 ENGINE_KEY_VARIABLE = f"{ENVIRONMENT_PREFIX}ENGINE_KEY"
-#: On a 200 of /ready: whose answer it is. Who started a server may find another one at its port, faster to take it.
+#: On an answer of /ready: whose it is. Who started a server may find another one at its port, faster to take it.
 PROCESS_ID_HEADER = "X-Process-Id"
+#: The language model in the `missing` of a 503 of /ready, which lists parts in the order in which they are found. Once
+#: it stands first, the sidecar has loaded, opened its voice and captured its steps: what it needs of a GPU, it has.
+ENGINE_PART = "engine"
 
 #: The authors' wording for reading a text aloud, and for answering a recording.
 TTS_SYSTEM_PROMPT = "Read this paragraph at a natural pace."
 SYSTEM_PROMPT = "You are a helpful assistant."
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-DTYPES = ("float32", "bfloat16", "float16")
+#: What `auto` stands for is in `Settings.precision`.
+DTYPES = ("auto", "float16", "bfloat16", "float32")
+
+#: Streams at once where nothing else is asked for.
+GPU_SLOTS, CPU_SLOTS = 64, 16
 
 
 def _within(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
@@ -83,12 +90,19 @@ class StreamSettings:
     chunk_tokens: int = field(
         default=25, metadata=flag(int, "speech tokens in a chunk once the size has grown; many cost less")
     )
-    max_batch_size: int = field(default=16, metadata=flag(int, "streams at once; the next one is answered 503"))
+    max_batch_size: int | None = field(
+        default=None,
+        metadata=flag(
+            int,
+            f"streams at once; the next one is answered 503 (default: {GPU_SLOTS} on a GPU, {CPU_SLOTS} on a CPU)",
+        ),
+    )
 
     def __post_init__(self) -> None:
         # below 5, the first chunk gives no sound yet: the vocoder keeps the newest 8 mel frames for the next seam
         _within("first-chunk-tokens", self.first_chunk_tokens, 1)
-        _within("max-batch-size", self.max_batch_size, 1)
+        if self.max_batch_size is not None:
+            _within("max-batch-size", self.max_batch_size, 1)
         if self.first_chunk_tokens > self.chunk_tokens:
             raise SettingsError(
                 f"--first-chunk-tokens ({self.first_chunk_tokens}) is above --chunk-tokens "
@@ -186,7 +200,10 @@ class Settings:
     )
     port: int = field(default=8000, metadata=flag(int, "port to listen on; 0 takes a free one"))
     device: str = field(default="cpu", metadata=flag(str, "where token2wav computes: cpu, cuda, cuda:1 ..."))
-    dtype: str = field(default="float32", metadata=flag(str, "precision of token2wav's flow", choices=DTYPES))
+    dtype: str = field(
+        default="auto",
+        metadata=flag(str, "precision of token2wav; auto is float16 on a GPU, float32 on a CPU", choices=DTYPES),
+    )
     voice: str | None = field(
         default=None,
         metadata=flag(
@@ -244,6 +261,23 @@ class Settings:
     @property
     def served_model_name(self) -> str:
         return self.engine.served_model_name or str(self.model)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Does token2wav compute on an NVIDIA GPU?"""
+        return self.device.partition(":")[0] == "cuda"
+
+    @property
+    def precision(self) -> str:
+        """`dtype`, with `auto` resolved."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "float16" if self.on_gpu else "float32"
+
+    @property
+    def slots(self) -> int:
+        """Streams at once."""
+        return self.stream.max_batch_size or (GPU_SLOTS if self.on_gpu else CPU_SLOTS)
 
     @property
     def on_loopback(self) -> bool:

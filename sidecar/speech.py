@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sidecar.engine.splitter import Split, Splitter
     from sidecar.metrics import Metrics
     from sidecar.streaming.pool import Slot
-    from sidecar.streaming.stream import Clock, Samples, SpeechStream
+    from sidecar.streaming.steps import Samples
+    from sidecar.streaming.stream import Clock, SpeechStream
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ class Speech:
         splitter: tells speech from text.
         slot: is freed on closing.
         arrived_at: when the request came, by `clock`.
-        live: somebody listens while it is made, so sound that comes too late is an underrun.
         on_close: told when all is over.
     """
 
@@ -45,7 +45,6 @@ class Speech:
         metrics: Metrics,
         clock: Clock,
         arrived_at: float,
-        live: bool,
         on_close: Callable[[Speech], None],
     ) -> None:
         self.request_id = request_id
@@ -57,7 +56,6 @@ class Speech:
         self._metrics = metrics
         self._clock = clock
         self._arrived_at = arrived_at
-        self._live = live
         self._on_close = on_close
         self._first_sound_at: float | None = None
         self._samples = 0
@@ -185,7 +183,7 @@ class Speech:
         ttfa_s = None if self._first_sound_at is None else self._first_sound_at - self._arrived_at
         metrics.requests.add(label_value=ending)
         metrics.audio_seconds.add(audio_s)
-        metrics.underruns.add(self._stream.underruns if self._live else 0)
+        metrics.underruns.add(self._stream.underruns)
         if ttfa_s is not None:
             metrics.ttfa_seconds.observe(ttfa_s)
         if audio_s and self._heard_to_the_end:

@@ -49,7 +49,7 @@ def text(checkpoint: Path) -> TextTokenizer:
 
 @pytest.fixture(scope="session")
 def reply(text: TextTokenizer) -> list[int]:
-    """1.6 s of speech in three chunks of 10, 20 and 10 tokens."""
+    """1.6 s of speech in three chunks of 8, 12 and 20 tokens."""
     return spoken_reply(text, WORDS, SPEECH_TOKENS)
 
 

@@ -35,7 +35,7 @@ class FaultyToken2Wav:
 
     def __init__(self, real: Token2Wav) -> None:
         self.real = real
-        self.steps: list[int] = []  # the seed of each step, in order
+        self.steps: list[list[int]] = []  # the seeds of each step, in order
 
     def open_voice(self, features: VoiceFeatures) -> OpenedVoice:
         return self.real.open_voice(features)
@@ -44,12 +44,14 @@ class FaultyToken2Wav:
         return self.real.start(voice, seed=seed)
 
     def step(self, tokens: Tensor, states: Sequence[StreamState], *, last: bool) -> tuple[Tensor, list[StreamState]]:
-        self.steps.append(states[0].seed)
+        seeds = [state.seed for state in states]
+        self.steps.append(seeds)
         later = states[0].frames_done > 0
-        if later and states[0].seed == ERROR_SEED:
+        if later and ERROR_SEED in seeds:
             raise RuntimeError("the accelerator fell off")
         samples, after = self.real.step(tokens, states, last=last)
-        return (samples * torch.nan if later and states[0].seed == NAN_SEED else samples), after
+        broken = torch.tensor([later and seed == NAN_SEED for seed in seeds])
+        return samples.masked_fill(broken[:, None], torch.nan), after
 
 
 class GatedEngine(ScriptedEngine):

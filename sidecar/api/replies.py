@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from urllib.parse import quote
 
@@ -24,9 +24,12 @@ logger = logging.getLogger(__name__)
 MAX_TRANSCRIPT_BYTES = 6000
 
 
-def error_response(error: SidecarError) -> JSONResponse:
+def error_response(error: SidecarError, **beside: object) -> JSONResponse:
+    """`beside` the error, what a program may read of the matter."""
     retry = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return error_body(error.status, error.message, error.type, param=error.param, code=error.code, headers=retry)
+    return error_body(
+        error.status, error.message, error.type, param=error.param, code=error.code, headers=retry, beside=beside
+    )
 
 
 def error_body(
@@ -37,8 +40,9 @@ def error_body(
     param: str | None = None,
     code: str | None = None,
     headers: dict[str, str] | None = None,
+    beside: Mapping[str, object] | None = None,
 ) -> JSONResponse:
-    body = {"error": {"message": message, "type": type, "param": param, "code": code}}
+    body = {"error": {"message": message, "type": type, "param": param, "code": code}, **(beside or {})}
     return JSONResponse(body, status_code=status, headers=headers)
 
 

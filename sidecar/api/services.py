@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sidecar.engine.spoken_turns import SpokenTurns
 from sidecar.errors import NotReady
+from sidecar.settings import ENGINE_PART
 
 if TYPE_CHECKING:
     import httpx
@@ -25,7 +26,8 @@ PARTS = {
     "tokenizer": "the tokenizer is being loaded",
     "token2wav": "token2wav is being loaded",
     "voice": "the default voice is being opened",
-    "engine": "the language model is not ready yet",
+    "steps": "steps are being captured",
+    ENGINE_PART: "the language model is not ready yet",
     "warm-up": "a first sentence is being spoken",
 }
 

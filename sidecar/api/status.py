@@ -8,9 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from sidecar.api.replies import error_response
 from sidecar.api.services import Services
+from sidecar.errors import NotReady
 from sidecar.metrics import CONTENT_TYPE
-from sidecar.settings import PROCESS_ID_HEADER
+from sidecar.settings import ENGINE_PART, PROCESS_ID_HEADER
 
 
 async def health(_: Request) -> Response:
@@ -18,9 +20,15 @@ async def health(_: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
+    """Until it is, the answer lists what is missing: whoever starts the engine may wait until that comes first."""
     services: Services = request.app.state.services
-    await services.require_ready()
-    return JSONResponse({"status": "ready"}, headers={PROCESS_ID_HEADER: str(os.getpid())})
+    try:
+        await services.require_ready()
+        answer = JSONResponse({"status": "ready"})
+    except NotReady as error:
+        answer = error_response(error, missing=list(services.missing) or [ENGINE_PART])
+    answer.headers[PROCESS_ID_HEADER] = str(os.getpid())
+    return answer
 
 
 async def metrics(request: Request) -> Response:

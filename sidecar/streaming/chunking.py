@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """Sizes of the chunks by their place in the stream: a small first one, each at most twice the one before."""
+    """Sizes of the chunks by their place in the stream: small first ones, then each half as large again.
+
+    While a chunk plays, the next one's tokens have to come. Of the first chunk's sound 160 ms are withheld, so that the
+    second has the least time: it is no larger.
+    """
 
     first_chunk_tokens: int
     chunk_tokens: int
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """New tokens of the first chunk, the second ... and all from the last size on."""
+        sizes = [self.first_chunk_tokens, self.first_chunk_tokens]
+        while sizes[-1] < self.chunk_tokens:
+            sizes.append(min(max(sizes[-1] * 3 // 2, sizes[-1] + 1), self.chunk_tokens))
+        return tuple(sizes)
+
     def new_tokens(self, chunk_index: int) -> int:
-        # beyond 2 ** 32 every first chunk has long grown to the steady size
-        return min(self.first_chunk_tokens << min(chunk_index, 32), self.chunk_tokens)
+        return self.sizes[min(chunk_index, len(self.sizes) - 1)]
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Chunker:
         self._lookahead_tokens = lookahead_tokens
         self._waiting: list[int] = []
         self._chunks_taken = 0
+        self._needed = self._next_needs()
         self._finished = False
         self._done = False
 
@@ -56,22 +69,33 @@ class Chunker:
         """Every token has been taken, and no more will come."""
         return self._done
 
+    @property
+    def at_start(self) -> bool:
+        """No chunk has been taken yet."""
+        return self._chunks_taken == 0
+
+    @property
+    def ready(self) -> bool:
+        """There is a chunk. Asked for every token that comes, so it costs nothing."""
+        return not self._done and (self._finished or len(self._waiting) >= self._needed)
+
     def peek(self) -> Chunk | None:
         """The next chunk if it is ready: its length and `last` say which streams may share a step with it."""
-        if self._done:
+        if not self.ready:
             return None
-        new_tokens = self._plan.new_tokens(self._chunks_taken)
-        needed = new_tokens + self._lookahead_tokens
-        if len(self._waiting) >= needed:
-            return Chunk(tuple(self._waiting[:needed]), new_tokens, last=False)
-        if self._finished:
-            return Chunk(tuple(self._waiting), len(self._waiting), last=True)
-        return None
+        waiting, needed = self._waiting, self._needed
+        if len(waiting) >= needed:
+            return Chunk(tuple(waiting[:needed]), needed - self._lookahead_tokens, last=False)
+        return Chunk(tuple(waiting), len(waiting), last=True)
 
     def take(self) -> Chunk:
         chunk = self.peek()
         assert chunk is not None, "a chunk was taken that is not ready"
         del self._waiting[: chunk.new_tokens]
         self._chunks_taken += 1
+        self._needed = self._next_needs()
         self._done = chunk.last
         return chunk
+
+    def _next_needs(self) -> int:
+        return self._plan.new_tokens(self._chunks_taken) + self._lookahead_tokens

@@ -1,4 +1,4 @@
-"""Which streams go next, and the one thread that computes for them."""
+"""Runs the steps: chosen on the event loop, begun in the one thread that computes, waited for in others."""
 
 from __future__ import annotations
 
@@ -7,121 +7,207 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from sidecar.errors import SidecarError, SynthesisFailed
 from sidecar.streaming.chunking import Chunk, Chunker, ChunkPlan
-from sidecar.streaming.stream import Clock, Samples, SpeechStream
+from sidecar.streaming.steps import FIRST_CHUNK_LANE, Samples, Steps
+from sidecar.streaming.stream import Clock, SpeechStream
+from sidecar.streaming.turns import Row, Turns
+from sidecar.token2wav.upsample_encoder import LOOKAHEAD_TOKENS
 
 if TYPE_CHECKING:
-    from sidecar.token2wav.state import OpenedVoice, StreamState
-    from sidecar.token2wav.token2wav import Token2Wav
+    from sidecar.token2wav.state import OpenedVoice
 
 logger = logging.getLogger(__name__)
 
 
-class StreamScheduler:
-    """Runs one step after the other for the most urgent stream. Choosing happens on the event loop, computing in one
-    thread of its own, so that neither ever waits for the other's locks.
+@dataclass(frozen=True)
+class StepTaken:
+    """What a step was, for those who count."""
 
-    A step takes a list of streams whose next chunks have one shape and whose states hold equally many frames; for now
-    the list holds one. Sound that is not finite ends its own stream; a step that raises ends all streams of the list.
-    Tokens outside the vocabulary make it raise: the splitter, whose tokens the streams are fed, gives none.
+    seconds: float
+    streams: int
+    first: bool  # a first chunk led it
+
+
+class StreamScheduler:
+    """One step after the other in each lane, while there is a chunk for it.
+
+    A row that is not finite ends its own stream. A step that cannot begin is tried again row by row, which ends those
+    that broke it; one that breaks later ends all its streams. What a stream holds where it is computed is given back
+    as soon as it has ended and no step of it is under way.
 
     Args:
-        token2wav: whose `step` is called, always from the same thread.
+        steps: computes.
         plan: sizes of the chunks.
+        batch_wait_s: how long chunks of streams that are far ahead may wait for others to share a step with.
         clock: seconds, monotonic; playout is counted with it.
-        on_step: told how many seconds each step took.
+        on_step: told of each step, in a thread that waited for it.
     """
 
     def __init__(
         self,
-        token2wav: Token2Wav,
+        steps: Steps[Any],
         plan: ChunkPlan,
         *,
+        batch_wait_s: float = 0.0,
         clock: Clock = time.monotonic,
-        on_step: Callable[[float], None] = lambda _: None,
+        on_step: Callable[[StepTaken], None] = lambda _: None,
     ) -> None:
-        self._token2wav = token2wav
+        self._steps = steps
         self._plan = plan
+        self._turns = Turns.of(steps, plan, batch_wait_s)
         self._clock = clock
         self._on_step = on_step
         self._streams: list[SpeechStream] = []
-        self._changed = asyncio.Event()
+        self._changed = [asyncio.Event() for _ in range(steps.lanes)]
         self._compute_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token2wav")
-        self._loop_task: asyncio.Task[None] | None = None
+        self._waiting_threads = ThreadPoolExecutor(max_workers=steps.lanes, thread_name_prefix="step")
+        self._lanes: list[asyncio.Task[None]] = []
+
+    @property
+    def chunks_waiting(self) -> int:
+        """Chunks that could be computed, and are not."""
+        return sum(stream.ready for stream in self._streams)
 
     def start(self) -> None:
         """Begin to serve streams; needs a running event loop."""
-        self._loop_task = asyncio.create_task(self._run(), name="stream scheduler")
+        self._lanes = [
+            asyncio.create_task(self._serve(lane), name=f"stream scheduler, lane {lane}")
+            for lane in range(self._steps.lanes)
+        ]
 
     async def close(self) -> None:
-        """Stop after the step that is being computed; streams that still run are abandoned."""
+        """Begin no more steps; streams that still run are abandoned."""
         for stream in list(self._streams):
             stream.abandon()
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
+        for lane in self._lanes:
+            lane.cancel()
+        await asyncio.gather(*self._lanes, return_exceptions=True)
+        self._waiting_threads.shutdown(wait=False, cancel_futures=True)
         self._compute_thread.shutdown(wait=False, cancel_futures=True)
 
-    def open(self, voice: OpenedVoice, *, seed: int) -> SpeechStream:
-        """A new stream; it stays with the scheduler until it has ended, failed or been abandoned."""
-        chunker = Chunker(self._plan, lookahead_tokens=self._token2wav.LOOKAHEAD_TOKENS)
-        stream = SpeechStream(chunker, voice, seed=seed, clock=self._clock, on_change=self._changed.set)
+    def open(self, voice: OpenedVoice, *, seed: int, live: bool = True) -> SpeechStream:
+        """A new stream; it stays with the scheduler until it has ended, failed or been abandoned.
+
+        Args:
+            live: somebody listens while it is made.
+        """
+        stream = SpeechStream(
+            Chunker(self._plan, lookahead_tokens=LOOKAHEAD_TOKENS),
+            voice,
+            seed=seed,
+            live=live,
+            clock=self._clock,
+            on_ready=self._wake,
+            on_end=self._ended,
+        )
         self._streams.append(stream)
         return stream
 
-    async def _run(self) -> None:
+    def _wake(self) -> None:
+        for changed in self._changed:
+            changed.set()
+
+    def _ended(self, stream: SpeechStream) -> None:
+        self._streams.remove(stream)
+        if not stream.in_step:
+            self._free(stream)
+
+    def _free(self, stream: SpeechStream) -> None:
+        playing, stream.playing = stream.playing, None
+        if playing is not None:
+            self._steps.close(playing)
+            self._wake()  # one may wait for this memory
+
+    async def _serve(self, lane: int) -> None:
+        changed = self._changed[lane]
         while True:
-            self._changed.clear()
-            batch = self._next_batch()
-            if batch:
-                await self._step(batch)
+            changed.clear()
+            waiting, now = self._waiting(lane), self._clock()
+            wait_s = self._turns.wait_s(waiting, len(self._streams), now)
+            if wait_s > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), wait_s)
+            elif rows := self._turns.next_step(waiting, now):
+                await self._step(rows, lane)
             else:
-                await self._changed.wait()
+                await changed.wait()
 
-    def _next_batch(self) -> list[SpeechStream]:
-        self._streams = [stream for stream in self._streams if not stream.ended]
-        ready = [stream for stream in self._streams if stream.chunker.peek() is not None]
-        return [min(ready, key=SpeechStream.urgency)] if ready else []
+    def _waiting(self, lane: int) -> list[SpeechStream]:
+        """Streams whose chunk could be computed in this lane now."""
+        ready = [stream for stream in self._streams if stream.ready]
+        if self._steps.lanes > 1:
+            ready = [stream for stream in ready if _hurries_to_begin(stream) == (lane == FIRST_CHUNK_LANE)]
+        return [stream for stream in sorted(ready, key=SpeechStream.due_at) if self._has_memory(stream)]
 
-    async def _step(self, batch: Sequence[SpeechStream]) -> None:
-        chunks = [stream.chunker.take() for stream in batch]
+    def _has_memory(self, stream: SpeechStream) -> bool:
+        """Where all of it is in use, the stream is asked again once some has been given back."""
+        if stream.playing is None:
+            try:
+                stream.playing = self._steps.open(stream.voice, seed=stream.seed)
+            except Exception as error:
+                # one stream's trouble: without this it would end the lane, and with it everybody's speech
+                stream.fail(_failure(error))
+        return stream.playing is not None
+
+    async def _step(self, rows: Sequence[Row], lane: int) -> None:
+        streams = [stream for stream, _ in rows]
+        first = streams[0].chunker.at_start
+        for stream in streams:
+            stream.chunker.take()
+            stream.in_step = True
+        step = [(stream.playing, chunk) for stream, chunk in rows]
         loop = asyncio.get_running_loop()
         try:
-            made = await loop.run_in_executor(self._compute_thread, self._compute, batch, chunks)
+            made = await loop.run_in_executor(self._waiting_threads, self._compute, step, lane, first)
         except Exception as error:
             # whatever went wrong went wrong for these streams: the others, and the server, go on
-            failure = error if isinstance(error, SidecarError) else SynthesisFailed(f"token2wav failed: {error}")
-            logger.error("a step of %d stream(s) failed", len(batch), exc_info=error)
-            for stream in batch:
-                stream.fail(failure)
-            return
-        for stream, (samples, state) in zip(batch, made, strict=True):
-            if np.isfinite(samples).all():
-                stream.deliver(samples, state)
+            made = [_failure(error)] * len(streams)
+        self._over(streams)
+        for stream, samples in zip(streams, made, strict=True):
+            if isinstance(samples, SidecarError):
+                stream.fail(samples)
             else:
-                stream.fail(
-                    SynthesisFailed(
-                        "the speech ends here: token2wav made samples that are not finite numbers; try again with "
-                        "another seed, text or voice"
-                    )
-                )
+                stream.deliver(samples)
 
-    def _compute(
-        self, batch: Sequence[SpeechStream], chunks: Sequence[Chunk]
-    ) -> list[tuple[Samples, StreamState | None]]:
-        """In the compute thread: one step of chunks of one shape."""
+    def _over(self, streams: Sequence[SpeechStream]) -> None:
+        for stream in streams:
+            stream.in_step = False
+            if stream.ended:  # while it was computed
+                self._free(stream)
+
+    def _compute(self, step: Sequence[tuple[Any, Chunk]], lane: int, first: bool) -> list[Samples | SidecarError]:
+        """In a waiting thread: one step from its beginning to its end, and what became of each row."""
         started_at = time.perf_counter()
-        with torch.inference_mode():
-            states = [stream.state or self._token2wav.start(stream.voice, seed=stream.seed) for stream in batch]
-            tokens = torch.tensor([chunk.tokens for chunk in chunks], dtype=torch.int64)  # (B, N)
-            samples, after = self._token2wav.step(tokens, states, last=chunks[0].last)  # (B, S)
-            # copies: a view that waits for its listener would keep the whole batch's sound alive
-            rows = [row.copy() for row in samples.float().cpu().numpy()]
-        self._on_step(time.perf_counter() - started_at)
-        return list(zip(rows, after, strict=True))
+        try:
+            pending = self._compute_thread.submit(self._steps.submit, step, lane=lane).result()
+        except Exception as error:
+            if len(step) == 1:
+                return [_failure(error)]
+            # no stream has moved yet: whoever broke it shall break alone
+            return [made for row in step for made in self._compute([row], lane, first)]
+        made = pending.wait()
+        self._on_step(StepTaken(time.perf_counter() - started_at, len(step), first))
+        return [samples if np.isfinite(samples).all() else _not_finite() for samples in made]
+
+
+def _hurries_to_begin(stream: SpeechStream) -> bool:
+    return stream.live and stream.chunker.at_start
+
+
+def _failure(error: Exception) -> SidecarError:
+    logger.error("a step of token2wav failed", exc_info=error)
+    return error if isinstance(error, SidecarError) else SynthesisFailed(f"token2wav failed: {error}")
+
+
+def _not_finite() -> SynthesisFailed:
+    return SynthesisFailed(
+        "the speech ends here: token2wav made samples that are not finite numbers; try again with another seed, text "
+        "or voice"
+    )

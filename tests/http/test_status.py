@@ -22,7 +22,7 @@ from stub_engine import DONE, RawAnswer, ids, opening, stub_engine
 from sidecar.__main__ import main
 from sidecar.engine.text import TextTokenizer
 from sidecar.metrics import Counter
-from sidecar.settings import EngineSettings, Settings
+from sidecar.settings import ENGINE_PART, EngineSettings, Settings
 
 
 def test_health_says_that_the_process_is_alive(server: SpeechServer) -> None:
@@ -36,12 +36,19 @@ def test_ready_follows_the_engine_as_it_goes_and_comes_back(server: SpeechServer
     answer = requests.get(f"{server.url}/ready", timeout=5)
     assert answer.status_code == 503
     assert "language model" in answer.json()["error"]["message"]
+    assert answer.json()["missing"] == [ENGINE_PART]
     engine.ready = True
     assert requests.get(f"{server.url}/ready", timeout=5).ok
 
 
 def test_a_server_that_is_ready_says_which_process_it_is(server: SpeechServer) -> None:
     assert requests.get(f"{server.url}/ready", timeout=5).headers["X-Process-Id"] == str(os.getpid())
+
+
+def missing(server: SpeechServer) -> list[str]:
+    answer = requests.get(f"{server.url}/ready", timeout=5)
+    assert answer.headers["X-Process-Id"] == str(os.getpid())
+    return list(answer.json()["missing"])
 
 
 def test_until_a_first_sentence_is_spoken_health_answers_and_the_rest_says_what_is_missing(
@@ -56,6 +63,8 @@ def test_until_a_first_sentence_is_spoken_health_answers_and_the_rest_says_what_
         assert int(answer.headers["Retry-After"]) > 0
         for words in ("language model", "first sentence"):
             assert words in answer.json()["error"]["message"]
+        wait_until(lambda: missing(server)[0] == ENGINE_PART, within_s=60)  # who starts it may do so now
+        assert missing(server) == [ENGINE_PART, "warm-up"]
         assert server.generate().status_code == 503
         assert engine.requests == []
         engine.hold_at, engine.ready = 20, True
@@ -72,6 +81,7 @@ def test_metrics_count_requests_sound_and_times(start_server: Any) -> None:
         server.generate()
         _ = server.stream().content
         server.generate(text="")
+        wait_until(lambda: "sidecar_loop_lag_seconds_count 0\n" not in server.services.metrics.render(), within_s=5)
         answer = requests.get(f"{server.url}/metrics", timeout=5)
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     lines = answer.text.splitlines()
@@ -84,6 +94,12 @@ def test_metrics_count_requests_sound_and_times(start_server: Any) -> None:
         "sidecar_audio_seconds_total 3.2",
         "sidecar_streams_running 0",
         "sidecar_stream_slots 16",
+        "sidecar_chunks_waiting 0",
+        # with the warm-up's: three replies of three chunks, each alone
+        'sidecar_step_seconds_count{chunk="first"} 3',
+        'sidecar_step_seconds_count{chunk="later"} 6',
+        'sidecar_step_streams_bucket{chunk="later",le="1"} 6',
+        'sidecar_step_streams_sum{chunk="later"} 6',
     ):
         assert line in lines
     assert all(line.startswith(("# HELP sidecar_", "# TYPE sidecar_", "sidecar_")) for line in lines)

@@ -20,7 +20,9 @@ def chunks_of(pieces: list[list[int]], *, plan: ChunkPlan = PLAN, take_late: boo
     for piece in pieces:
         chunker.feed(piece)
         while not take_late and chunker.peek() is not None:
+            assert chunker.ready
             taken.append(chunker.take())
+        assert take_late or not chunker.ready
     chunker.finish()
     while chunker.peek() is not None:
         taken.append(chunker.take())
@@ -28,10 +30,11 @@ def chunks_of(pieces: list[list[int]], *, plan: ChunkPlan = PLAN, take_late: boo
     return taken
 
 
-def test_the_first_chunk_is_small_and_the_next_at_most_twice_as_large_up_to_the_steady_size() -> None:
-    sizes = [chunk.new_tokens for chunk in chunks_of([list(range(200))])]
-    assert sizes[:4] == [10, 20, 25, 25]
-    assert [ChunkPlan(4, 100).new_tokens(index) for index in range(7)] == [4, 8, 16, 32, 64, 100, 100]
+def test_the_first_two_chunks_are_small_and_the_next_half_as_large_again_up_to_the_steady_size() -> None:
+    assert [chunk.new_tokens for chunk in chunks_of([list(range(200))])][:6] == [10, 10, 15, 22, 25, 25]
+    assert ChunkPlan(8, 25).sizes == (8, 8, 12, 18, 25)
+    assert ChunkPlan(25, 25).sizes == (25, 25)
+    assert [ChunkPlan(1, 10).new_tokens(index) for index in range(9)] == [1, 1, 2, 3, 4, 6, 9, 10, 10]
 
 
 def test_a_chunk_waits_for_its_lookahead() -> None:

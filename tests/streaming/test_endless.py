@@ -15,6 +15,7 @@ from tiny_token2wav import speech_tokens, tiny_token2wav, voice_of
 
 from sidecar.streaming.chunking import ChunkPlan
 from sidecar.streaming.scheduler import StreamScheduler
+from sidecar.streaming.steps import EagerSteps
 from sidecar.timebase import tokens_to_samples
 from sidecar.token2wav.state import OpenedVoice
 
@@ -44,7 +45,7 @@ def test_once_its_windows_are_full_a_stream_holds_no_byte_more() -> None:
     token2wav, held = tiny_token2wav(steps=1), []
 
     async def test() -> None:
-        scheduler = StreamScheduler(token2wav, ChunkPlan(100, 100))
+        scheduler = StreamScheduler(EagerSteps(token2wav), ChunkPlan(100, 100))
         scheduler.start()
         stream = scheduler.open(token2wav.open_voice(voice_of(5)), seed=1)
         stream.feed(speech_tokens(103).tolist())
@@ -63,14 +64,14 @@ def test_a_stream_that_nobody_reads_keeps_its_sound_and_nothing_else(
     token2wav: FaultyToken2Wav, voice: OpenedVoice
 ) -> None:
     async def test() -> None:
-        scheduler = StreamScheduler(token2wav, ChunkPlan(10, 25))
+        scheduler = StreamScheduler(EagerSteps(token2wav), ChunkPlan(10, 25))
         scheduler.start()
         stream = scheduler.open(voice, seed=1)
         stream.feed(speech_tokens(200).tolist())
         stream.finish()
         while not stream.ended:
             await asyncio.sleep(0.01)
-        assert stream.state is None, "its keys and values are free before anybody has heard it"
+        assert stream.playing is None, "its keys and values are free before anybody has heard it"
         pieces = [piece async for piece in stream.samples()]
         assert sum(piece.nbytes for piece in pieces) == 4 * tokens_to_samples(200)
         assert all(piece.base is None for piece in pieces), "a view would keep its whole batch alive"
