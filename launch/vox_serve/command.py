@@ -43,6 +43,9 @@ class Command:
             environment={name: fill(value) for name, value in self.environment.items()},
         )
 
+    def with_environment(self, more: Mapping[str, str]) -> Command:
+        return replace(self, environment={**self.environment, **more})
+
     def shell_line(self) -> str:
         """The command for a shell, with the secrets left out."""
         hidden = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 
 from step_audio_vllm.siblings import TOOL_PARSER, ChatFormat
 from vox_serve.command import LEAVES_NOTHING, MODEL_FOLDER, RUN_FOLDER, Command, python_module
@@ -16,11 +17,6 @@ ENGINE_HOST = "127.0.0.1"
 #: What the shortest items have in a prompt, their markers: recordings up to 20 ms, turns in which nothing was said. So
 #: whatever fits the context is accepted. vLLM makes room for as many as a step can take, whatever the limit is.
 TOKENS_PER_AUDIO_ITEM = 2
-#: Of the tiny model: all its streams at once need a fraction of it, and little to reserve starts fast.
-TINY_KV_CACHE_BYTES = 64 * 2**20
-#: On a CPU: two replies of the real size. Without a number vLLM wants 92 % of the machine's memory to be free.
-CPU_KV_CACHE_BYTES = 2**30
-
 
 #: What vLLM says on its way, and what it is busy with from then on.
 VLLM_PHASES = (
@@ -34,13 +30,18 @@ VLLM_PHASES = (
 )
 
 
-def engine_command(flags: Flags, machine: Machine, key: str) -> Command:
+def engine_command(flags: Flags, machine: Machine, key: str, *, streams: int, memory: Mapping[str, str]) -> Command:
+    """
+    Args:
+        streams: that may run at once.
+        memory: the options that say how much vLLM takes.
+    """
     talks = (flags.log_level or machine.environment.get("VLLM_LOGGING_LEVEL", "info")).lower() in ("debug", "info")
     return Command(
         name="vllm",
         argv=python_module(
             "vllm.entrypoints.openai.api_server",
-            *[word for option in _engine_options(flags, machine).items() for word in option],
+            *[word for option in {**_engine_options(flags, streams), **memory}.items() for word in option],
             *_engine_switches(flags, machine),
             *flags.vllm,
         ),
@@ -51,7 +52,7 @@ def engine_command(flags: Flags, machine: Machine, key: str) -> Command:
     )
 
 
-def _engine_options(flags: Flags, machine: Machine) -> dict[str, str]:
+def _engine_options(flags: Flags, streams: int) -> dict[str, str]:
     return {
         "--model": MODEL_FOLDER,
         "--served-model-name": flags.model,
@@ -64,10 +65,9 @@ def _engine_options(flags: Flags, machine: Machine) -> dict[str, str]:
         "--generation-config": "vllm",
         "--override-generation-config": json.dumps(_sampling_defaults(flags)),
         "--max-model-len": str(flags.max_model_len),
-        "--max-num-seqs": str(flags.max_batch_size),
+        "--max-num-seqs": str(streams),
         "--limit-mm-per-prompt": json.dumps({"audio": flags.max_model_len // TOKENS_PER_AUDIO_ITEM}),
         "--tool-call-parser": TOOL_PARSER,
-        **_engine_memory(flags, machine),
     }
 
 
@@ -78,13 +78,6 @@ def _engine_chat(chat_format: ChatFormat) -> dict[str, str]:
     if chat_format.reasoning_parser is not None:
         options["--reasoning-parser"] = chat_format.reasoning_parser
     return options
-
-
-def _engine_memory(flags: Flags, machine: Machine) -> dict[str, str]:
-    share = {"--gpu-memory-utilization": f"{flags.gpu_memory_utilization:g}"} if machine.gpu else {}
-    if flags.model == TINY:
-        return {**share, "--kv-cache-memory-bytes": str(TINY_KV_CACHE_BYTES)}
-    return share or {"--kv-cache-memory-bytes": str(CPU_KV_CACHE_BYTES)}
 
 
 def _engine_switches(flags: Flags, machine: Machine) -> list[str]:
@@ -99,7 +92,7 @@ def _engine_switches(flags: Flags, machine: Machine) -> list[str]:
 
 def _sampling_defaults(flags: Flags) -> dict[str, float]:
     """What vLLM's own endpoints take where a request does not say: the same as /generate takes."""
-    sampling = flags.sampling
+    sampling = flags.settings.sampling
     return {
         "temperature": 0.0 if sampling.greedy else sampling.temperature,
         "top_p": sampling.top_p,
@@ -129,7 +122,7 @@ def _engine_environment(flags: Flags, machine: Machine, key: str) -> dict[str, s
 
 def _room_for_recordings(flags: Flags) -> dict[str, str]:
     """vLLM's own limits of an upload to be transcribed, 600 s and 25 MiB, raised to ours: 16-bit PCM at 16 kHz."""
-    seconds = math.ceil(flags.max_recording_seconds) + 1
+    seconds = math.ceil(flags.settings.limits.max_recording_seconds) + 1
     return {
         "VLLM_MAX_AUDIO_DECODE_DURATION_S": str(seconds),
         "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": str(math.ceil(seconds * 32_000 / 2**20)),

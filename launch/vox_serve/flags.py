@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 
 from sidecar.errors import SettingsError
 from sidecar.setting_flags import ENVIRONMENT_PREFIX
-from sidecar.settings import LimitSettings, PromptSettings, SamplingSettings, Settings, add_flags
+from sidecar.settings import PromptSettings, Settings, add_flags
 from step_audio_vllm.siblings import CHAT_FORMATS, ChatFormat, chat_format_name
 
 #: The sidecar's flags that the launcher takes too. Their defaults and words are the sidecar's.
 SHARED = (
     "host", "port", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "greedy", "seed",
     "max_batch_size", "max_model_len", "system_prompt", "tts_system_prompt", "allowed_audio_path", "voice", "voice_dir",
-    "log_level",
+    "voice_memory_mb", "dtype", "log_level",
 )  # fmt: skip
 
 TINY = "tiny"
@@ -27,9 +28,9 @@ AUTO = "auto"
 #: gigabyte of a GPU.
 MAX_MODEL_LEN = 8192
 TINY_MAX_MODEL_LEN = 4096
-#: vLLM's own default, 0.92, would leave token2wav, which has a gigabyte and a half, hardly any room on a GPU of 24 GB.
-GPU_MEMORY_UTILIZATION = 0.8
-TINY_GPU_MEMORY_UTILIZATION = 0.1
+
+#: Where token2wav computes: a name as torch writes it.
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 DESCRIPTION = """\
 Starts the language model under vLLM and the sidecar that speaks, and stops both together. Everything after a `--` is
@@ -40,6 +41,7 @@ handed to vLLM as it is. The sidecar's further settings are read from the enviro
 class Flags:
     """What was asked for.
 
+    `settings` are the sidecar's, read as it will read them; their device is not yet what the machine makes of it.
     `sidecar` holds only the flags that were given, by their setting's name; what was not given is left to the
     sidecar, which knows the defaults.
     """
@@ -47,15 +49,15 @@ class Flags:
     model: str
     host: str
     port: int
-    max_batch_size: int
     max_model_len: int
-    gpu_memory_utilization: float
-    max_recording_seconds: float = LimitSettings().max_recording_seconds
+    settings: Settings
+    gpu_memory_utilization: float | None = None
+    token2wav_device: str | None = None
+    mps: bool = False
     chat_format: ChatFormat = CHAT_FORMATS["mini"]
     log_level: str | None = None
     engine_port: int | None = None
     dry_run: bool = False
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     vllm: tuple[str, ...] = ()
 
@@ -79,17 +81,15 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] | None = Non
         model=given["model"],
         host=settings.host,
         port=settings.port,
-        max_batch_size=settings.stream.max_batch_size,
         max_model_len=settings.engine.max_model_len or (TINY_MAX_MODEL_LEN if tiny else MAX_MODEL_LEN),
-        gpu_memory_utilization=given.get(
-            "gpu_memory_utilization", TINY_GPU_MEMORY_UTILIZATION if tiny else GPU_MEMORY_UTILIZATION
-        ),
-        max_recording_seconds=settings.limits.max_recording_seconds,
+        settings=settings,
+        gpu_memory_utilization=given.get("gpu_memory_utilization"),
+        token2wav_device=given.get("token2wav_device") or environment.get(f"{ENVIRONMENT_PREFIX}DEVICE") or None,
+        mps="mps" in given,
         chat_format=chat_format,
         log_level=shared.get("log_level") or environment.get(f"{ENVIRONMENT_PREFIX}LOG_LEVEL") or None,
         engine_port=given.get("engine_port"),
         dry_run="dry_run" in given,
-        sampling=settings.sampling,
         sidecar=shared if chat_format.has_turns else shared | _prompts_without_turns(settings.prompts),
         vllm=vllm,
     )
@@ -161,8 +161,21 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu_memory_utilization",
         type=float,
         metavar="SHARE",
-        help="share of the GPU's memory for vLLM; the rest is left to token2wav "
-        f"(default: {GPU_MEMORY_UTILIZATION}; tiny: {TINY_GPU_MEMORY_UTILIZATION})",
+        help="share of its GPU's memory that vLLM takes, for those who know better than the launcher (default: on one "
+        "GPU what token2wav leaves, in bytes; on a GPU of its own vLLM's usual share)",
+    )
+    parser.add_argument(
+        "--token2wav-device",
+        "--token2wav_device",
+        metavar="DEVICE",
+        help="where token2wav computes: cuda, beside vLLM on the first GPU; cuda:1 and on, a GPU of its own; or cpu "
+        "(default: cuda where there is an NVIDIA GPU, else cpu)",
+    )
+    parser.add_argument(
+        "--mps",
+        action="store_true",
+        help="let vLLM and token2wav compute at the same moment on the GPU they share: starts NVIDIA's CUDA MPS for "
+        "the two of them, and ends it with them",
     )
     parser.add_argument(
         "--dry-run", "--dry_run", action="store_true", help="print the commands that would run, and end"
@@ -191,6 +204,9 @@ def _refuse_nonsense(flags: Flags) -> None:
         raise SettingsError(f"--engine-port is {port}; it must be between 1 and 65535, or 0 for any free one")
     if flags.port == port != 0:
         raise SettingsError(f"--port and --engine-port are both {port}; give vLLM another one")
+    device = flags.token2wav_device
+    if device is not None and not DEVICE.fullmatch(device):
+        raise SettingsError(f"--token2wav-device is {device!r}; it must be cpu, cuda, or cuda:1 and on for another GPU")
     share = flags.gpu_memory_utilization
-    if not 0 < share < 1:
+    if share is not None and not 0 < share < 1:
         raise SettingsError(f"--gpu-memory-utilization is {share:g}; it must be above 0 and below 1")

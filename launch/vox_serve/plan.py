@@ -11,11 +11,14 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.settings import ENGINE_KEY_VARIABLE
+from sidecar.settings import ENGINE_KEY_VARIABLE, ENGINE_PART
 from vox_serve.command import LEAVES_NOTHING, MODEL_FOLDER, RUN_FOLDER, Command, python_module
 from vox_serve.engine_command import ENGINE_HOST, PLUGIN, engine_command
+from vox_serve.engine_memory import engine_memory
 from vox_serve.flags import TINY, Flags, flag_words
 from vox_serve.machine import Machine
+from vox_serve.mps import MPS_ENVIRONMENT, Daemon, mps_daemon
+from vox_serve.placement import place
 
 #: huggingface_hub draws no bar where it sees no terminal, unless told to; a line for each file and 5 s is enough.
 SHOW_PROGRESS = {"TQDM_POSITION": "-1", "TQDM_MININTERVAL": "5"}
@@ -23,9 +26,10 @@ SHOW_PROGRESS = {"TQDM_POSITION": "-1", "TQDM_MININTERVAL": "5"}
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What runs, in order: `prepare` one after the other, then `engine` and `sidecar` together.
+    """What runs, in order: `prepare` one after the other, `daemon`, then `engine` and `sidecar` together; or, where
+    `sidecar_first`, the engine once the sidecar misses nothing else.
 
-    `model_folder` is None where the last of `prepare` prints it.
+    `model_folder` is None where the last of `prepare` prints it. `notes` are for the user, before anything starts.
     """
 
     prepare: tuple[Command, ...]
@@ -34,6 +38,9 @@ class Plan:
     model_folder: str | None
     ready_url: str
     url: str
+    daemon: Daemon | None = None
+    sidecar_first: bool = False
+    notes: tuple[str, ...] = ()
 
     def services(self, *, model_folder: str, run_folder: str) -> tuple[Command, Command]:
         folders = {MODEL_FOLDER: model_folder, RUN_FOLDER: run_folder}
@@ -46,9 +53,16 @@ class Plan:
             last = f"MODEL_FOLDER=$({last})"
         else:
             last = "\n".join(filter(None, [last, f"MODEL_FOLDER={shlex.quote(self.model_folder)}"]))
-        run_folder = "RUN_FOLDER=$(mktemp -d)"
-        together = [f"{self.engine.shell_line()} &", f"{self.sidecar.shell_line()} &"]
-        return "\n".join([*before, last, run_folder, *together, f"# ready when {self.ready_url} answers 200"])
+        lines = [*(f"# {note}" for note in self.notes), *before, last, "RUN_FOLDER=$(mktemp -d)"]
+        lines += [self.daemon.start.shell_line()] if self.daemon else []
+        engine, sidecar = f"{self.engine.shell_line()} &", f"{self.sidecar.shell_line()} &"
+        if self.sidecar_first:
+            lines += [sidecar, f"# once {self.ready_url} lists {ENGINE_PART} as the first that is missing:", engine]
+        else:
+            lines += [engine, sidecar]
+        lines.append(f"# ready when {self.ready_url} answers 200")
+        lines += ["# at the end of both:", f"# {self.daemon.end.shell_line()}"] if self.daemon else []
+        return "\n".join(lines)
 
 
 def make_plan(flags: Flags, machine: Machine, *, engine_key: str) -> Plan:
@@ -56,16 +70,30 @@ def make_plan(flags: Flags, machine: Machine, *, engine_key: str) -> Plan:
 
     Args:
         engine_key: guards the engine where it listens on a port; unused with a socket.
+
+    Raises:
+        SettingsError: flags that cannot work with this machine's GPUs.
     """
     prepare, folder = _prepare(flags, machine)
     url = f"http://{_reachable(flags.host)}:{flags.port}"
+    placement = place(flags, machine)
+    memory = engine_memory(flags, placement, on_gpu=machine.gpu, model_folder=None if prepare else folder)
+    engine = engine_command(flags, machine, engine_key, streams=placement.settings.slots, memory=memory.options)
+    daemon = mps_daemon() if flags.mps else None
+    everywhere = MPS_ENVIRONMENT if daemon else {}
     return Plan(
         prepare=prepare,
-        engine=engine_command(flags, machine, engine_key),
-        sidecar=_sidecar(flags, machine, engine_key),
+        engine=engine.with_environment({**placement.engine_environment, **everywhere}),
+        sidecar=_sidecar(flags, machine, placement.settings.device, engine_key).with_environment(
+            {**placement.sidecar_environment, **everywhere}
+        ),
         model_folder=folder,
         ready_url=f"{url}/ready",
         url=url,
+        daemon=daemon,
+        # vLLM counts what is free when it starts, and may not see it change while it does
+        sidecar_first=placement.shared,
+        notes=memory.notes,
     )
 
 
@@ -94,7 +122,7 @@ def _prepare(flags: Flags, machine: Machine) -> tuple[tuple[Command, ...], str |
     return (), str(Path(flags.model).expanduser().absolute())
 
 
-def _sidecar(flags: Flags, machine: Machine, key: str) -> Command:
+def _sidecar(flags: Flags, machine: Machine, device: str, key: str) -> Command:
     words = ["--model", MODEL_FOLDER, "--served-model-name", flags.model]
     words += ["--host", flags.host, "--port", str(flags.port)]
     if flags.engine_port is not None:
@@ -102,7 +130,7 @@ def _sidecar(flags: Flags, machine: Machine, key: str) -> Command:
     else:
         words += ["--engine-socket", f"{RUN_FOLDER}/vllm.sock"]
     if machine.gpu:
-        words += ["--device", "cuda"]
+        words += ["--device", device]
     words += flag_words({name: value for name, value in flags.sidecar.items() if name not in ("host", "port")})
     return Command(
         name="sidecar",

@@ -1,4 +1,4 @@
-"""Carries a plan out: prepare, start both, say what is waited for, and stop both together whatever happens."""
+"""Carries a plan out: prepare, start both in order, say what is waited for, and stop both together whatever happens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from types import FrameType
 from typing import NoReturn
 
 from vox_serve.child import Child
-from vox_serve.command import Command
+from vox_serve.command import RUN_FOLDER, Command
 from vox_serve.guard import Guard
+from vox_serve.mps import Daemon
 from vox_serve.plan import Plan
-from vox_serve.readiness import what_is_missing
+from vox_serve.readiness import Readiness, readiness
 
 POLL_S = 0.1
 READY_POLL_TICKS = 4
@@ -78,12 +79,15 @@ class Supervisor:
                 self._say("[launcher] stopped")
 
     def _serve(self, plan: Plan, guard: Guard) -> NoReturn:
+        for note in plan.notes:
+            self._say(f"[launcher] {note}")
         model_folder = self._prepare(plan, guard)
         run_folder = make_run_folder()
         guard.remove_at_the_end(run_folder)
-        for command in plan.services(model_folder=model_folder, run_folder=str(run_folder)):
-            self._start(command, guard)
-        self._wait_until_ready(plan.ready_url)
+        if plan.daemon is not None:
+            self._start_daemon(plan.daemon, run_folder, guard)
+        engine, sidecar = plan.services(model_folder=model_folder, run_folder=str(run_folder))
+        self._start_both(engine, sidecar, plan, guard)
         self._say(_ready_line(plan, time.monotonic() - self._started_s))
         while True:
             self._tick()
@@ -92,29 +96,52 @@ class Supervisor:
         """Run what comes first, one after the other; returns the model's folder."""
         folder = plan.model_folder
         for command in plan.prepare:
-            child = self._start(command, guard, keep_stdout=folder is None)
-            while child.exit_code() is None:
-                self._check_stop()
-                self._show_wait(command.first_phase)
-                time.sleep(POLL_S)
-            if child.exit_code() != 0:
-                raise ChildEnded(child)
+            child = self._run(command, guard, keep_stdout=folder is None)
             if folder is None:
                 folder = child.output().strip().splitlines()[-1]
-            child.is_gone()
-            self._children.remove(child)
         assert folder is not None, "a plan without a folder ends its preparation with one that prints it"
         return folder
+
+    def _start_daemon(self, daemon: Daemon, run_folder: Path, guard: Guard) -> None:
+        folders = {RUN_FOLDER: str(run_folder)}
+        end = daemon.end.with_folders(folders)
+        guard.run_at_the_end(end.argv, end.environment)  # first: there is no moment in which nobody would end it
+        self._run(daemon.start.with_folders(folders), guard)
+
+    def _run(self, command: Command, guard: Guard, *, keep_stdout: bool = False) -> Child:
+        """Start a command that ends by itself, and wait until it has."""
+        child = self._start(command, guard, keep_stdout=keep_stdout)
+        while child.exit_code() is None:
+            self._check_stop()
+            self._show_wait(command.first_phase)
+            time.sleep(POLL_S)
+        if child.exit_code() != 0:
+            raise ChildEnded(child)
+        child.is_gone()
+        self._children.remove(child)
+        return child
+
+    def _start_both(self, engine: Command, sidecar: Command, plan: Plan, guard: Guard) -> None:
+        """Returns when both are ready."""
+        if plan.sidecar_first:
+            running_sidecar = self._start(sidecar, guard)
+            self._wait_for(plan.ready_url, running_sidecar, lambda now: now.misses_only_the_engine)
+            running_engine = self._start(engine, guard)
+        else:
+            running_engine, running_sidecar = self._start(engine, guard), self._start(sidecar, guard)
+        self._wait_for(plan.ready_url, running_sidecar, lambda now: now.ready, busy=lambda: running_engine.phase)
 
     def _start(self, command: Command, guard: Guard, *, keep_stdout: bool = False) -> Child:
         child = Child(command, guard=guard, say=self._say, keep_stdout=keep_stdout)
         self._children.append(child)
         return child
 
-    def _wait_until_ready(self, url: str) -> None:
-        engine, sidecar = self._children
-        while (missing := what_is_missing(url, sidecar.pid)) is not None:
-            self._show_wait(engine.phase or missing or sidecar.phase)
+    def _wait_for(
+        self, url: str, sidecar: Child, reached: Callable[[Readiness], bool], *, busy: Callable[[], str] = lambda: ""
+    ) -> None:
+        """Wait until what the sidecar answers is what was waited for; `busy`, where not empty, is said instead."""
+        while not reached(now := readiness(url, sidecar.pid)):
+            self._show_wait(busy() or now.missing or sidecar.phase)
             for _ in range(READY_POLL_TICKS):
                 self._tick()
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,18 +31,20 @@ print("engine is serving", flush=True)
 time.sleep(120)
 """
 
-#: Answers 503 with a reason until the file `go` exists, then 200 with its process id.
+#: Answers 503 with what is missing until the file `go` exists, then 200; a voice is missing until `loaded` exists.
 SIDECAR = """
 import http.server, json, os, pathlib, sys
 folder, port = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 class Ready(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         ready = (folder / "go").exists()
-        body = b"{}" if ready else json.dumps({"error": {"message": "a voice is missing"}}).encode()
+        own = [] if (folder / "loaded").exists() else ["voice"]
+        words = "a voice is missing" if own else "the engine is missing"
+        missing = {"error": {"message": words}, "missing": [*own, "engine", "warm-up"]}
+        body = b"{}" if ready else json.dumps(missing).encode()
         self.send_response(200 if ready else 503)
         self.send_header("Content-Length", str(len(body)))
-        if ready:
-            self.send_header("X-Process-Id", str(os.getpid()))
+        self.send_header("X-Process-Id", str(os.getpid()))
         self.end_headers()
         self.wfile.write(body)
     def log_message(self, *words):
@@ -117,7 +119,8 @@ def supervise(tmp_path: Path, free_port: int) -> Iterator[Callable[..., Supervis
 
     def start(
         *, engine: str = ENGINE, sidecar: str = SIDECAR, stubborn: bool = False, grace_s: float = 1.0,
-        prepare: list[list[str]] | None = None, under: Sequence[str] = (),
+        prepare: list[list[str]] | None = None, under: Sequence[str] = (), sidecar_first: bool = False,
+        mps: bool = False, notes: Sequence[str] = (), environment: Mapping[str, str] | None = None,
     ) -> Supervised:  # fmt: skip
         plan = {
             "engine": [sys.executable, "-c", engine, str(tmp_path), "stubborn" if stubborn else "polite"],
@@ -125,11 +128,15 @@ def supervise(tmp_path: Path, free_port: int) -> Iterator[Callable[..., Supervis
             "prepare": prepare or [],
             "url": f"http://127.0.0.1:{free_port}",
             "grace_s": grace_s,
+            "sidecar_first": sidecar_first,
+            "mps": mps,
+            "notes": list(notes),
             "folder": str(tmp_path),
         }
         with (tmp_path / "said.log").open("w") as log:
             process = subprocess.Popen(
                 [*under, sys.executable, str(RUNNER), json.dumps(plan)], stderr=log, text=True, start_new_session=True,
+                env={**os.environ, **(environment or {})},
                 preexec_fn=heed_hang_ups,  # noqa: PLW1509  no thread runs here yet
             )  # fmt: skip
         started.append(Supervised(process, tmp_path))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vox_serve import supervisor
 from vox_serve.command import Command
+from vox_serve.mps import MPS_ENVIRONMENT, mps_daemon
 from vox_serve.plan import Plan
 
 
@@ -22,6 +23,7 @@ def main() -> int:
         return made
 
     supervisor.make_run_folder = noted_run_folder
+    environment = MPS_ENVIRONMENT if given["mps"] else {}
     plan = Plan(
         prepare=tuple(
             Command(name="prepare", argv=tuple(argv), first_phase="it is being prepared") for argv in given["prepare"]
@@ -31,11 +33,20 @@ def main() -> int:
             argv=tuple(given["engine"]),
             first_phase="vLLM is being imported",
             landmarks=(("engine is loading", "vLLM is loading"), ("engine is serving", "")),
+            environment=environment,
         ),
-        sidecar=Command(name="sidecar", argv=tuple(given["sidecar"]), first_phase="the sidecar is starting"),
+        sidecar=Command(
+            name="sidecar",
+            argv=tuple(given["sidecar"]),
+            first_phase="the sidecar is starting",
+            environment=environment,
+        ),
         model_folder=None if given["prepare"] else "/model",
         ready_url=f"{given['url']}/ready",
         url=given["url"],
+        daemon=mps_daemon() if given["mps"] else None,
+        sidecar_first=given["sidecar_first"],
+        notes=tuple(given["notes"]),
     )
     return supervisor.Supervisor(
         say=lambda line: print(line, file=sys.stderr, flush=True), grace_s=given["grace_s"]

@@ -54,6 +54,12 @@ def test_a_value_out_of_range_is_one_sentence_too() -> None:
     assert_one_sentence(launch("--model", "tiny", "--top_p", "7"), "--top-p")
 
 
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
+@pytest.mark.parametrize("argv", [["--mps"], ["--token2wav-device", "cuda:1"]])
+def test_what_only_a_gpu_can_do_is_one_sentence_too(argv: list[str], free_port: int) -> None:
+    assert_one_sentence(launch("--model", "tiny", "--port", str(free_port), *argv), argv[0])
+
+
 def test_a_wrong_value_in_the_environment_is_one_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEP_AUDIO_CHUNK_TOKENS", "many")
     assert_one_sentence(launch("--model", "tiny"), "STEP_AUDIO_CHUNK_TOKENS")

@@ -327,17 +327,6 @@ def test_without_a_flag_the_context_is_what_the_help_says() -> None:
     assert "--max-model-len" not in plan_for("--model", "tiny").sidecar.argv, "the engine tells it"
 
 
-def test_with_a_gpu_both_use_it_and_share_its_memory() -> None:
-    gpu = machine(has_gpu=True, vllm="vllm")
-    plan = plan_for("--model", "a/b", on=gpu)
-    assert not {"--enforce-eager", "--no-enable-chunked-prefill"} & {*plan.engine.argv}
-    assert value(plan.engine.argv, "--gpu-memory-utilization") == "0.8"
-    assert "--kv-cache-memory-bytes" not in plan.engine.argv
-    assert value(plan.sidecar.argv, "--device") == "cuda"
-    given = plan_for("--model", "a/b", "--gpu_memory_utilization", "0.55", on=gpu)
-    assert value(given.engine.argv, "--gpu-memory-utilization") == "0.55"
-
-
 @pytest.mark.parametrize(
     ("set_to", "expected"),
     [
@@ -397,6 +386,9 @@ def test_the_printed_plan_is_valid_shell() -> None:
         (["--port", "9000", "--engine-port", "70000"], "--engine-port"),
         (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization"),
         (["--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),
+        (["--token2wav-device", "gpu"], "--token2wav-device"),
+        (["--token2wav-device", "cuda:"], "--token2wav-device"),
+        (["--voice-memory-mb", "-1"], "--voice-memory-mb"),
         (["--allowed-audio-path", "/no/such/folder"], "--allowed-audio-path"),
         (["--voice", "/no/such/voice.wav"], "--voice"),
         (["--voice-dir", "/dev/null"], "--voice-dir"),

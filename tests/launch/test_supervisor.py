@@ -53,6 +53,49 @@ def test_another_server_that_took_the_port_is_not_taken_for_the_sidecar(
     assert "ready after" not in running.lines()
 
 
+def test_on_a_shared_gpu_vllm_starts_once_nothing_else_is_missing(supervise: Supervise, tmp_path: Path) -> None:
+    running = supervise(sidecar_first=True)
+    running.wait_for_line("waiting: a voice is missing")
+    time.sleep(1)
+    assert not (tmp_path / "engine").exists()
+    (tmp_path / "loaded").touch()
+    running.wait_for_line("waiting: vLLM is loading")
+    running.wait_for_line("waiting: the engine is missing")
+    assert "ready after" not in running.lines()
+    (tmp_path / "go").touch()
+    running.wait_for_line("ready after")
+
+
+def test_a_sidecar_that_dies_while_it_loads_leaves_vllm_unstarted(supervise: Supervise, tmp_path: Path) -> None:
+    running = supervise(sidecar_first=True, sidecar="import sys; sys.exit('no memory for 512 streams')")
+    assert running.process.wait(timeout=15) == 1
+    assert "sidecar ended with exit code 1: no memory for 512 streams" in running.lines()
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_stop_while_the_sidecar_loads_ends_it_alone(supervise: Supervise, gone: Gone, tmp_path: Path) -> None:
+    running = supervise(sidecar_first=True)
+    running.wait_for_line("waiting: a voice is missing")
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(timeout=10) == 0
+    gone([int((tmp_path / "sidecar").read_text())], within_s=1)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_vllm_s_end_stops_a_sidecar_that_was_there_first(supervise: Supervise, gone: Gone, tmp_path: Path) -> None:
+    (tmp_path / "loaded").touch()
+    running = supervise(sidecar_first=True, engine="import sys; sys.exit('no memory for keys and values')")
+    assert running.process.wait(timeout=15) == 1
+    assert "vllm ended with exit code 1: no memory for keys and values" in running.lines()
+    gone([int((tmp_path / "sidecar").read_text())], within_s=1)
+
+
+def test_what_the_plan_has_to_say_comes_first(supervise: Supervise) -> None:
+    running = supervise(notes=["token2wav: 16 GB in all"])
+    running.wait_for_line("waiting: vLLM is loading")
+    assert running.lines().startswith("[launcher] token2wav: 16 GB in all\n")
+
+
 def test_child_lines_carry_the_child_s_name(supervise: Supervise) -> None:
     supervise().wait_for_line("[vllm] engine is loading")
 
