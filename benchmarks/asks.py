@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -29,7 +30,7 @@ class Wanted:
     recording: Path | None = None
     voices: tuple[str, ...] = ()  # taken in turn
     response_format: str = "wav"
-    max_tokens: int | None = None
+    max_tokens: tuple[int, int] | None = None  # drawn for each, from the first to the second
 
 
 def streamed(wanted: Wanted, number: int) -> Ask:
@@ -49,7 +50,7 @@ def chat(wanted: Wanted, number: int) -> Ask:
         sound = base64.b64encode(_file(wanted.recording)).decode()
         form = wanted.recording.suffix.removeprefix(".")
         content.insert(0, {"type": "input_audio", "input_audio": {"data": sound, "format": form}})
-    body = {"messages": [{"role": "user", "content": content}], "stream": True} | _max_tokens(wanted)
+    body = {"messages": [{"role": "user", "content": content}], "stream": True} | _max_tokens(wanted, number)
     return Ask("/v1/chat/completions", "application/json", json.dumps(body).encode(), Words)
 
 
@@ -58,7 +59,7 @@ ASKS: dict[str, Callable[[Wanted, int], Ask]] = {"streamed": streamed, "whole": 
 
 def _generate(wanted: Wanted, number: int, *, streaming: bool) -> Ask:
     fields = {"text": _words(wanted, number), "streaming": streaming, "response_format": wanted.response_format}
-    fields |= _max_tokens(wanted)
+    fields |= _max_tokens(wanted, number)
     if wanted.voices:
         fields["voice"] = wanted.voices[number % len(wanted.voices)]
     heard = partial(Sound, HEADER_BYTES[wanted.response_format])
@@ -79,5 +80,8 @@ def _words(wanted: Wanted, number: int) -> str:
     return f"{number}. {wanted.text}"
 
 
-def _max_tokens(wanted: Wanted) -> dict[str, Any]:
-    return {} if wanted.max_tokens is None else {"max_tokens": wanted.max_tokens}
+def _max_tokens(wanted: Wanted, number: int) -> dict[str, Any]:
+    """Replies of one length that began together would end together, and begin together again, for ever."""
+    if wanted.max_tokens is None:
+        return {}
+    return {"max_tokens": random.Random(number).randint(*wanted.max_tokens)}

@@ -8,15 +8,15 @@
 # VLLM_USE_FLASHINFER_SAMPLER=0 stands because FlashInfer compiles its sampler at the first start, for minutes; whoever
 # wants it sets it to 1 after one start of the product for that alone.
 #
-# From the environment: PYTHON (python3), PORT (8000), SIZE (full; tiny shows on a CPU that it runs), LISTENERS
-# (64 128 32 96, in this order), SECONDS_IN_ALL (530).
+# From the environment: PYTHON (python3), PORT (8000), SIZE (full; tiny shows on a CPU that it runs), LISTENERS (64 128
+# 192; each hears its reply out before it asks again), REQUESTS (64; under way without a pause), SECONDS_IN_ALL (530).
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:?usage: gpu.sh FOLDER [the launcher\'s flags] [-- vLLM\'s flags]}
 shift
 mkdir -p "$out" && out=$(cd "$out" && pwd)
-python=${PYTHON:-python3} port=${PORT:-8000} size=${SIZE:-full} listeners=${LISTENERS:-64 128 32 96}
+python=${PYTHON:-python3} port=${PORT:-8000} size=${SIZE:-full} listeners=${LISTENERS:-64 128 192} requests=${REQUESTS:-64}
 seconds_in_all=${SECONDS_IN_ALL:-530}
 url=http://127.0.0.1:$port
 export VLLM_NO_USAGE_STATS=1 VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0} PYTHONUNBUFFERED=1
@@ -45,7 +45,7 @@ part() { # NAME SECONDS_AT_MOST COMMAND...: its output to NAME.log; told apart f
 load() { # NAME FLAGS...: and what the server counted until then
     local name=$1
     shift
-    part "$name" 100 "$python" "$here/load.py" --url "$url" --max-tokens 400 --json "$out/$name.json" "$@"
+    part "$name" 100 "$python" "$here/load.py" --url "$url" --max-tokens 300-500 --json "$out/$name.json" "$@"
     curl -sf --max-time 5 "$url/metrics" >"$out/$name-metrics.txt"
 }
 
@@ -59,7 +59,7 @@ pathlib.Path(sys.argv[1]).write_bytes(vowel_recording(9.04))' "$out/voice.wav"
 product=
 start_product() {
     local batch=() began=$SECONDS before=() after=()
-    [[ " $* " == *" --max-batch-size"* ]] || batch=(--max-batch-size 128)
+    [[ " $* " == *" --max-batch-size"* ]] || batch=(--max-batch-size 192)
     # ours stand before a `--`, and what follows it goes to vLLM
     while (($#)) && [[ $1 != -- ]]; do before+=("$1"); shift; done
     after=("${@:2}")
@@ -93,8 +93,11 @@ part token2wav 100 "$python" "$here/token2wav.py" --checkpoint "$out/checkpoint"
 if start_product "$@"; then
     load one --listeners 1 --requests 8 --warm-up 2
     for count in $listeners; do
-        # begun over about as long as a reply takes, so that they do not all begin at the same moment again and again
-        load "load-$count" --listeners "$count" --stagger 4 --requests $((2 * count)) --seconds 30
+        # begun over about as long as a reply lasts
+        load "listeners-$count" --listeners "$count" --play-out --stagger 12 --requests $((2 * count)) --seconds 12
+    done
+    for count in $requests; do
+        load "requests-$count" --listeners "$count" --stagger 4 --requests $((2 * count)) --seconds 30
     done
     stop_product
 fi

@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+#: Of `listeners` each hears its reply out before it asks again; of `requests` so many are under way without a pause.
+LOAD = re.compile(r"(listeners|requests)-(\d+)\.json")
+
 
 def table(folder: Path) -> str:
     """Markdown: single numbers, then a line for each number of listeners."""
@@ -25,19 +28,19 @@ def table(folder: Path) -> str:
     ]
     lines = [f"{token2wav.get('machine', '')}\n", "| what | measured |", "|---|---|"]
     lines += [f"| {what} | {value} |" for what, value in rows]
-    lines += ["", "| listeners | failed | TTFA p50 / p95 / p99, ms | RTF p50 / p95 | streams without a gap | "
+    lines += ["", "| load | failed | TTFA p50 / p95 / p99, ms | RTF p50 / p95 | streams without a gap | "
               "worst underrun, ms | sound a second, s | sidecar's CPU ms for 1 s of sound (event loop) | "
               "client's |", "|---" * 9 + "|"]  # fmt: skip
-    loads = {int(found[1]): path for path in folder.glob("load-*.json") if (found := re.search(r"-(\d+)$", path.stem))}
-    return "\n".join([*lines, *(_load_line(count, _read(loads[count])) for count in sorted(loads))])
+    loads = [(int(found[2]), found[1], path) for path in folder.glob("*.json") if (found := LOAD.match(path.name))]
+    return "\n".join([*lines, *(_load_line(f"{count} {kind}", _read(path)) for count, kind, path in sorted(loads))])
 
 
-def _load_line(listeners: int, load: dict[str, Any]) -> str:
+def _load_line(name: str, load: dict[str, Any]) -> str:
     ttfa = " / ".join(_cell(load, "first_s", name, factor=1000, digits=0) for name in ("p50", "p95", "p99"))
     rtf = " / ".join(_cell(load, "rtf", name, digits=3) for name in ("p50", "p95"))
     cpu = f"{_cell(load, 'server_cpu_ms_per_audio_s')} ({_cell(load, 'server_main_thread_ms_per_audio_s')})"
     cells = [
-        str(listeners), str(sum(load.get("failures", {}).values())), ttfa, rtf,
+        name, str(sum(load.get("failures", {}).values())), ttfa, rtf,
         f"{_cell(load, 'streams_without_gap', factor=100)} %", _cell(load, "underrun_s", "max", factor=1000, digits=0),
         _cell(load, "audio_s_per_s", digits=0), cpu, _cell(load, "client_cpu_ms_per_audio_s"),
     ]  # fmt: skip

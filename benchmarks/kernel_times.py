@@ -101,9 +101,8 @@ def print_kernels(run: Callable[[], None], title: str) -> None:
             launches[name] += 1
             took_us[name] += event.time_range.elapsed_us()
     total_us = sum(took_us.values())
-    print(
-        f"\n{title}: {sum(launches.values()) // PROFILED_RUNS} kernels, {total_us / PROFILED_RUNS / 1000:.2f} ms in them"
-    )
+    kernels = sum(launches.values()) // PROFILED_RUNS
+    print(f"\n{title}: {kernels} kernels, {total_us / PROFILED_RUNS / 1000:.2f} ms in them")
     print("| kernel | launches | ms | of all | us each |\n|---|---|---|---|---|")
     for name in sorted(took_us, key=lambda name: -took_us[name])[:KERNELS_SHOWN]:
         print(

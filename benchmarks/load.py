@@ -1,6 +1,6 @@
 """Many listeners on one server: TTFA, RTF, gaps, and what server and client spend on each second of speech.
 
-    python benchmarks/load.py --listeners 64 --requests 192 --max-tokens 400
+    python benchmarks/load.py --listeners 64 --requests 192 --max-tokens 300-500
     python benchmarks/load.py --rate 5 --seconds 60 --json load.json --plot load.png
     python benchmarks/load.py --listeners 8 --ask chat --recording examples/question.wav
 
@@ -65,10 +65,21 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--recording", type=Path, help="a sound file to answer")
     parser.add_argument("--voice", action="append", default=[], help="who speaks; several take turns")
     parser.add_argument("--format", choices=sorted(HEADER_BYTES), default="wav", help="(default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, help="of a reply (default: the server's)")
+    parser.add_argument(
+        "--max-tokens",
+        type=lengths,
+        metavar="N[-M]",
+        help="of a reply, drawn for each from N to M (default: the server's)",
+    )
     parser.add_argument("--json", type=Path, help="write the numbers here, with every read of every reply")
     parser.add_argument("--plot", type=Path, help="draw TTFA and sound in hand here; needs matplotlib")
     return parser
+
+
+def lengths(word: str) -> tuple[int, int]:
+    """`400` or `300-500`."""
+    low, _, high = word.partition("-")
+    return int(low), int(high or low)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -28,6 +28,8 @@ CANCEL_AFTER_S = 4
 STALLED_AFTER_S = 300
 #: A thread that computes cannot be interrupted; once the server has ended, the process waits this long for it.
 EXIT_AFTER_S = 1.0
+#: How long a thread that runs Python may keep the event loop waiting; Python's own default is 5 ms.
+THREAD_SWITCH_S = 0.001
 
 
 class Server(uvicorn.Server):
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SidecarError as error:
         sys.exit(f"sidecar: {error.message}")
     set_up_logging(settings.log_level)
+    sys.setswitchinterval(THREAD_SWITCH_S)
     host, port = listener.getsockname()[:2]
     logger.info("starting on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     server = make_server(settings)

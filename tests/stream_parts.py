@@ -56,6 +56,7 @@ class Device:
 
     lanes: int = 1
     most_rows: int = 32
+    cheap_rows: int = 1
     seats: int = 1000
     step_s: float = 0.0
     steps: list[Taken] = field(default_factory=list)

@@ -45,7 +45,7 @@ class StreamScheduler:
     Args:
         steps: computes.
         plan: sizes of the chunks.
-        batch_wait_s: how long chunks of streams that are far ahead may wait for others to share a step with.
+        batch_wait_s: how long a chunk may wait for others to share its step with, while nobody hurries.
         clock: seconds, monotonic; playout is counted with it.
         on_step: told of each step, in a thread that waited for it.
     """
@@ -61,7 +61,7 @@ class StreamScheduler:
     ) -> None:
         self._steps = steps
         self._plan = plan
-        self._turns = Turns.of(steps, plan, batch_wait_s)
+        self._turns = Turns(steps, batch_wait_s)
         self._clock = clock
         self._on_step = on_step
         self._streams: list[SpeechStream] = []

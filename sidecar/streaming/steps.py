@@ -49,6 +49,10 @@ class Steps(Protocol[Playing]):
         """Streams that a step can take."""
 
     @property
+    def cheap_rows(self) -> int:
+        """Up to so many streams a step takes hardly longer than with one."""
+
+    @property
     def lanes(self) -> int:
         """1; or 2, where first chunks need not wait until the step of the others is over."""
 
@@ -92,6 +96,7 @@ class EagerSteps:
     """
 
     lanes = 1
+    cheap_rows = 1
 
     def __init__(self, token2wav: Token2Wav, *, most_rows: int = 16) -> None:
         self.most_rows = most_rows

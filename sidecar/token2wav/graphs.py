@@ -57,6 +57,9 @@ class CapturedSteps:
         ValueError: as `GpuToken2Wav`.
     """
 
+    #: On an H100 a second of speech for one stream takes 9.5 ms, for eight 14.3, for 32 33.
+    cheap_rows = 8
+
     @torch.inference_mode()
     def __init__(
         self,
@@ -97,10 +100,9 @@ class CapturedSteps:
         assert playing.slot not in self._free, f"slot {playing.slot} was given back twice"
         self._free.append(playing.slot)
 
-    def shareable(self, leader: tuple[Playing, Chunk], other: tuple[Playing, Chunk], /) -> bool:
-        """A longer chunk than the leader's waits for a step of its own size; a shorter one costs no more than a line
-        left empty."""
-        return self._fitting(other[1].new_tokens) <= self._fitting(leader[1].new_tokens)
+    def shareable(self, _leader: tuple[Playing, Chunk], _other: tuple[Playing, Chunk], /) -> bool:
+        """Chunks of all lengths and places share a step."""
+        return True
 
     @torch.inference_mode()
     def submit(self, rows: Sequence[tuple[Playing, Chunk]], /, *, lane: int) -> Submitted:

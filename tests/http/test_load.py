@@ -37,7 +37,7 @@ def heard_of(server: SpeechServer, ask: Ask, timeout_s: float = 60) -> Sound:
 
 
 def measured(server: SpeechServer, load_: Load, wanted: Wanted | None = None) -> Measured:
-    asking = partial(streamed, wanted or Wanted(max_tokens=500))
+    asking = partial(streamed, wanted or Wanted(max_tokens=(500, 500)))
     return asyncio.run(Run(Server.from_url(server.url), asking, load_, lambda: cpu_time(os.getpid())).measure())
 
 
@@ -74,7 +74,7 @@ def test_streamed_and_whole_replies_are_as_long(server: SpeechServer, response_f
 def test_a_recording_is_sent_along(server: SpeechServer, engine: GatedEngine, recording: bytes, tmp_path: Path) -> None:
     file = tmp_path / "question.wav"
     file.write_bytes(recording)
-    assert heard_of(server, streamed(Wanted(recording=file, max_tokens=77), 3)).audio_s == REPLY_S
+    assert heard_of(server, streamed(Wanted(recording=file, max_tokens=(77, 77)), 3)).audio_s == REPLY_S
     asked = json.dumps(engine.requests[-1].messages)
     assert "input_audio" in asked and "3. Good evening" in asked
     assert engine.requests[-1].sampling.max_tokens == 77

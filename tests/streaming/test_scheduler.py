@@ -163,14 +163,14 @@ def test_a_gap_in_playback_is_counted_and_playback_goes_on_from_there(
             await anext(sound)
             assert stream.due_at() == pytest.approx(clock.now_s + tokens_to_seconds(10 - HELD_TOKENS))
             clock.now_s += 0.2
-            stream.feed(tokens(15))
+            stream.feed(tokens(10))
             await anext(sound)
             assert stream.underruns == 0
             clock.now_s += 5
-            stream.feed(tokens(22))
+            stream.feed(tokens(15))
             await anext(sound)
             assert stream.underruns == 1
-            assert stream.due_at() == pytest.approx(clock.now_s + tokens_to_seconds(22))
+            assert stream.due_at() == pytest.approx(clock.now_s + tokens_to_seconds(15))
 
     run(test())
 
@@ -323,7 +323,7 @@ def test_a_first_chunk_has_a_lane_of_its_own_while_a_long_step_is_under_way(voic
             sound = playing.samples()
             await anext(sound)
             device.go_on.clear()
-            playing.feed(tokens(30))
+            playing.feed(tokens(10))
             await until(lambda: device.busy == [True, False])
             await fed(scheduler, voice, 2, 13)
             await until(lambda: device.busy == [True, True])

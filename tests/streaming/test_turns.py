@@ -21,7 +21,7 @@ def clock() -> Clock:
 
 
 def turns(**device: int) -> Turns:
-    return Turns.of(Device(**device), PLAN, batch_wait_s=0.03)
+    return Turns(Device(**device), batch_wait_s=0.03)
 
 
 def stream_with(
@@ -54,7 +54,7 @@ def test_nobody_waits_so_there_is_no_step(clock: Clock) -> None:
 
 
 def test_newcomers_lead_in_order_of_arrival_then_whose_sound_runs_out_sooner(clock: Clock, voice: OpenedVoice) -> None:
-    waiting = [stream_with(clock, voice, seed=seed, sound_s=sound_s) for seed, sound_s in ((1, 0.8), (2, 0.1))]
+    waiting = [stream_with(clock, voice, seed=seed, sound_s=sound_s) for seed, sound_s in ((1, 0.15), (2, 0.1))]
     for seed in (3, 4):
         clock.now_s += 0.01
         waiting.append(stream_with(clock, voice, seed=seed))
@@ -75,11 +75,21 @@ def test_a_stream_far_ahead_yields_to_one_that_hurries_and_else_fills_the_step(
     clock: Clock, voice: OpenedVoice
 ) -> None:
     ahead = stream_with(clock, voice, seed=1, sound_s=1.5)
-    for hurrying in (stream_with(clock, voice, seed=2), stream_with(clock, voice, seed=2, sound_s=0.3)):
-        near = stream_with(clock, voice, seed=3, sound_s=0.9)
-        assert seeds(turns().next_step([ahead, hurrying, near], clock.now_s)) == [2, 3]
+    for hurrying in (stream_with(clock, voice, seed=2), stream_with(clock, voice, seed=2, sound_s=0.1)):
+        also = stream_with(clock, voice, seed=3, sound_s=0.15)
+        assert seeds(turns().next_step([ahead, hurrying, also], clock.now_s)) == [2, 3]
     calm = stream_with(clock, voice, seed=4, sound_s=0.7)
     assert seeds(turns().next_step([ahead, calm], clock.now_s)) == [4, 1]
+
+
+def test_where_rows_cost_next_to_nothing_those_ahead_join_one_that_hurries_too(
+    clock: Clock, voice: OpenedVoice
+) -> None:
+    waiting = [stream_with(clock, voice, seed=seed, sound_s=seed) for seed in (3, 2, 1)]
+    waiting += [stream_with(clock, voice, seed=0, sound_s=0.1)]
+    assert seeds(turns(cheap_rows=3).next_step(waiting, clock.now_s)) == [0, 1, 2]
+    waiting += [stream_with(clock, voice, seed=10 + row, sound_s=0.15) for row in range(3)]
+    assert seeds(turns(cheap_rows=3).next_step(waiting, clock.now_s)) == [0, 10, 11, 12]
 
 
 def test_what_is_wanted_as_a_whole_has_what_is_left_and_its_turn_after_a_while(
@@ -107,9 +117,10 @@ def test_a_step_takes_no_more_rows_than_it_has_and_none_that_cannot_share_it(clo
     [
         ([], 5, 0.0),
         ([1.5], 5, 0.03),
-        ([1.5, 2.0], 5, 0.03),
+        ([1.5, 0.9], 5, 0.03),
         ([1.5], 1, 0.0),  # nobody else could come
-        ([1.5, 0.9], 5, 0.0),
+        ([1.5, 0.21], 5, 0.01),  # then one hurries
+        ([1.5, 0.1], 5, 0.0),
         ([1.5, None], 5, 0.0),
         ([1.5, 1.5, 1.5], 5, 0.0),  # the step is full
     ],

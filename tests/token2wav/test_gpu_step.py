@@ -106,18 +106,6 @@ def test_a_token_without_a_meaning_is_refused_before_any_kernel_reads_it(
     assert playing.tokens_done == 0
 
 
-def test_chunks_share_a_step_that_has_room_for_the_shorter(token2wav: Token2Wav, voices: list[OpenedVoice]) -> None:
-    steps = steps_of(token2wav)
-    playing = steps.open(voices[0], seed=1)
-    assert playing is not None
-    two, four, six, eight = ((playing, Chunk((0,) * size, size, last=True)) for size in (2, 4, 6, 8))
-    assert steps.shareable(six, four)
-    assert steps.shareable(two, four)  # what is made for 4 serves 2 as well
-    assert steps.shareable(eight, six)
-    assert not steps.shareable(four, six)
-    assert not steps.shareable(six, eight)
-
-
 def test_every_shape_that_can_come_has_a_step() -> None:
     assert token_sizes((8, 12, 18, 25)) == (8, 12, 18, 25, 27)
     assert token_sizes((25,)) == (25, 27)

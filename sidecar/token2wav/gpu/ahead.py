@@ -17,7 +17,7 @@ PIECE_BYTES = tl.constexpr(_PIECE)
 _THREADS = tl.constexpr(128)
 
 #: Turned off, every product fetches its own.
-ASK_AHEAD = True
+ASK_AHEAD = False
 
 
 class Ahead(NamedTuple):

@@ -28,7 +28,7 @@ _FRAMES_PER_TOKEN = tl.constexpr(FRAMES_PER_TOKEN)
 _NORM_EPS = tl.constexpr(1e-5)
 
 #: Up to so many rows, of at most a few voices, a block's keys and values of the voices are asked for ahead.
-VOICE_AHEAD_ROWS = 512
+VOICE_AHEAD_ROWS = 0
 
 
 @dataclass(frozen=True)
