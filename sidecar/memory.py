@@ -1,12 +1,12 @@
 """What token2wav takes of a GPU's memory, counted before anything is loaded, and whether that fits.
 
 The sizes are the released model's, so that the launcher, which sees no tensor, can share a GPU out between it and
-vLLM. Who has the model's own tensors puts their bytes in the place of the counted ones (`dataclasses.replace`).
+vLLM. Who has the model's own tensors says so (`of_model`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sidecar.errors import SettingsError
 from sidecar.settings import Settings
@@ -35,20 +35,29 @@ HELD_BYTES = 4 * (16 * MEL_BINS + 11 + 3840) + 8 + 8
 #: Opened voices grow with their recording: the authors' default one has 9.1 s, the longest allowed 30 s.
 DEFAULT_VOICE_TOKENS, LONGEST_VOICE_TOKENS = 227, 750
 
-#: The CUDA context, the captured graphs with their buffers, weights in the order the kernels read them, what opening a
-#: voice takes for a moment.
-WORKSPACE_BYTES = 3_000_000_000
+#: While a voice is opened, its keys and values are there by flow steps, put together, and cut to what stays.
+COPIES_WHILE_OPENED = 3
+
+#: What CUDA keeps for a process that computes.
+CONTEXT_BYTES = 500_000_000
+#: At 16 bits. On an H100, the 42 graphs of steps of up to 32 streams took 2.4 to 2.5 GB with what passes between their
+#: kernels, and the weights in the order that the kernels read them 0.24 GB.
+GRAPHS_BYTES = 2_750_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Token2WavMemory:
-    """Bytes on the GPU, part by part."""
+    """Bytes on the GPU, part by part.
+
+    `least_voices` of the `voices` are needed with no --voice-memory-mb too.
+    """
 
     weights: int
     streams: int
     bytes_per_stream: int
     voices: int
-    workspaces: int = WORKSPACE_BYTES
+    least_voices: int
+    workspaces: int
 
     @property
     def without_streams(self) -> int:
@@ -57,6 +66,23 @@ class Token2WavMemory:
     @property
     def total(self) -> int:
         return self.without_streams + self.streams * self.bytes_per_stream
+
+    @property
+    def at_least(self) -> Token2WavMemory:
+        """The same with --voice-memory-mb 0."""
+        return replace(self, voices=self.least_voices)
+
+    def of_model(self, *, weights: int, bytes_per_stream: int) -> Token2WavMemory:
+        """The same for a model whose sizes are known: what was not counted grows as a stream does."""
+        size = bytes_per_stream / self.bytes_per_stream
+        return replace(
+            self,
+            weights=weights,
+            bytes_per_stream=bytes_per_stream,
+            voices=int(size * self.voices),
+            least_voices=int(size * self.least_voices),
+            workspaces=CONTEXT_BYTES + int(size * (self.workspaces - CONTEXT_BYTES)),
+        )
 
     def most_streams(self, available_bytes: int, *, bytes_beside_each: int = 0) -> int:
         """How many streams so much memory has room for, where each needs some outside of token2wav too."""
@@ -81,27 +107,34 @@ class Token2WavMemory:
         """
         if self.total <= available_bytes:
             return
-        most = self.most_streams(available_bytes)
-        advice = (
-            f"at most {most} fit, more with a lower --voice-memory-mb"
-            if most
-            else f"not one stream fits beside the other {gigabytes(self.without_streams)}: lower --voice-memory-mb, or "
-            "take a larger GPU"
-        )
+        fit = what_fits(self.most_streams(available_bytes), self.at_least.most_streams(available_bytes))
         raise SettingsError(
             f"--max-batch-size {self.streams} needs {gigabytes(self.streams * self.bytes_per_stream)} for its streams, "
-            f"and token2wav {gigabytes(self.total)} in all; {gigabytes(available_bytes)} {what}; {advice}"
+            f"and token2wav {gigabytes(self.total)} in all; {gigabytes(available_bytes)} {what}; {fit}"
         )
+
+
+def what_fits(streams: int, streams_at_least: int) -> str:
+    """The end of a refusal: how many streams, as it is and with --voice-memory-mb 0."""
+    if not streams_at_least:
+        return "not one stream fits, not even with --voice-memory-mb 0"
+    fit = f"at most {streams} fit" if streams else "not one stream fits"
+    return fit if streams == streams_at_least else f"{fit}, but {streams_at_least} with --voice-memory-mb 0"
 
 
 def token2wav_memory(settings: Settings) -> Token2WavMemory:
     """What the released model takes on a GPU with these settings."""
     item_bytes = 4 if settings.precision == "float32" else 2
+    longest = voice_bytes(LONGEST_VOICE_TOKENS, item_bytes)
+    default = voice_bytes(DEFAULT_VOICE_TOKENS, item_bytes) if settings.voice is None else longest
     return Token2WavMemory(
         weights=FLOW_NUMBERS * item_bytes + VOCODER_NUMBERS * 4,
         streams=settings.slots,
         bytes_per_stream=stream_bytes(settings.stream.chunk_tokens + LAST_CHUNK_EXTRA_TOKENS, item_bytes),
-        voices=_voices_bytes(settings, item_bytes),
+        # the one opened last stays in any case
+        voices=default + max(int(settings.voice_memory_mb * 1e6), longest),
+        least_voices=default + longest,
+        workspaces=CONTEXT_BYTES + GRAPHS_BYTES * item_bytes // 2 + COPIES_WHILE_OPENED * longest,
     )
 
 
@@ -133,10 +166,3 @@ def gigabytes(number: int) -> str:
 
 def _column(heads: int) -> int:
     return heads * HEAD_WIDTH * KEY_AND_VALUE
-
-
-def _voices_bytes(settings: Settings, item_bytes: int) -> int:
-    """The default voice, and the others: as much as is allowed, but the one opened last stays in any case."""
-    longest = voice_bytes(LONGEST_VOICE_TOKENS, item_bytes)
-    default = voice_bytes(DEFAULT_VOICE_TOKENS, item_bytes) if settings.voice is None else longest
-    return default + max(int(settings.voice_memory_mb * 1e6), longest)

@@ -11,6 +11,7 @@ import argparse
 import ipaddress
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -35,6 +36,10 @@ SYSTEM_PROMPT = "You are a helpful assistant."
 LOG_LEVELS = ("debug", "info", "warning", "error")
 #: What `auto` stands for is in `Settings.precision`.
 DTYPES = ("auto", "float16", "bfloat16", "float32")
+
+#: Where token2wav computes: a name as torch writes it.
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+DEVICE_IN_WORDS = "it must be cpu, cuda, or cuda:1 and on for another GPU"
 
 #: Streams at once where nothing else is asked for.
 GPU_SLOTS, CPU_SLOTS = 64, 16
@@ -246,6 +251,8 @@ class Settings:
         ):
             if value not in choices:
                 raise SettingsError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
+        if not DEVICE.fullmatch(self.device):
+            raise SettingsError(f"--device is {self.device!r}; {DEVICE_IN_WORDS}")
         self._refuse_missing_voices()
 
     def _refuse_missing_voices(self) -> None:

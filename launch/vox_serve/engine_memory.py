@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.errors import SettingsError
-from sidecar.memory import Token2WavMemory, gigabytes, token2wav_memory
+from sidecar.memory import Token2WavMemory, gigabytes, token2wav_memory, what_fits
 from vox_serve.flags import TINY, Flags
 from vox_serve.gpus import Gpu
 from vox_serve.placement import Placement
 
 #: The released model in bfloat16, where there is no folder yet to look into.
 WEIGHTS_BYTES = 16_600_000_000
-#: Activations, the encoder at work on a recording, CUDA graphs, the CUDA context.
+#: Activations, the encoder at work on a recording, CUDA graphs, the CUDA context. With 128 streams on an H100, vLLM
+#: 0.26 had taken 2.8 to 3.5 GB for these when it was ready.
 WORK_BYTES = 4_000_000_000
 #: Keys and values of one token: 28 layers, 4 heads, 128 numbers of 16 bits.
 BYTES_PER_TOKEN = 28 * 2 * 4 * 128 * 2
@@ -82,15 +83,18 @@ def _beside(token2wav: Token2WavMemory, flags: Flags, gpu: Gpu | None, weights: 
     """On token2wav's GPU. What the user says of vLLM's memory is not added to."""
     notes = (token2wav.words(),)
     if flags.gpu_memory_utilization is not None:
+        if gpu is not None and gpu.total_bytes is not None:
+            left = int(gpu.total_bytes * (1 - flags.gpu_memory_utilization))
+            token2wav.at_least.refuse_too_little(left, f"is what {SHARE} {flags.gpu_memory_utilization:g} leaves")
         return EngineMemory(options=_share(flags.gpu_memory_utilization), notes=notes)
-    if _given(flags, SHARE, SHARE_SINCE_0_31):
+    if flags.vllm_options & {SHARE, SHARE_SINCE_0_31}:
         return EngineMemory(options={}, notes=notes)
-    if _given(flags, KEYS_VALUES):
+    if KEYS_VALUES in flags.vllm_options:
         return EngineMemory(options=_share(LOW_SHARE), notes=notes)
     if gpu is None or gpu.total_bytes is None:
         raise SettingsError(
-            "nvidia-smi does not say how much memory the GPU has, so it cannot be shared out; give "
-            "--gpu-memory-utilization, vLLM's share of it"
+            "nvidia-smi does not say how much memory the GPU that CUDA_VISIBLE_DEVICES leaves has (of a MIG slice it "
+            "never does), so it cannot be shared out; give --gpu-memory-utilization, vLLM's share of it"
         )
     keys_values = _keys_values(token2wav, flags, gpu.total_bytes, weights)
     # without the room for its work: vLLM checks at its start that so much is free, and may find a little less
@@ -115,10 +119,13 @@ def _keys_values(token2wav: Token2WavMemory, flags: Flags, total: int, weights: 
 
 def _too_much(token2wav: Token2WavMemory, total: int, weights: int, each: int, one_reply: int) -> str:
     engine = weights + WORK_BYTES
-    most = min(
-        token2wav.most_streams(total - engine, bytes_beside_each=each),
-        token2wav.most_streams(total - engine - one_reply),
-    )
+
+    def most(budget: Token2WavMemory) -> int:
+        return min(
+            budget.most_streams(total - engine, bytes_beside_each=each),
+            budget.most_streams(total - engine - one_reply),
+        )
+
     per_stream = token2wav.bytes_per_stream + each
     needed = (
         f"--max-batch-size {token2wav.streams} needs {gigabytes(token2wav.streams * per_stream)} of GPU memory, "
@@ -126,19 +133,15 @@ def _too_much(token2wav: Token2WavMemory, total: int, weights: int, each: int, o
     )
     rest = (
         f"the GPU has {gigabytes(total)}, of which the language model takes {gigabytes(engine)} and token2wav's "
-        f"weights, voices and workspaces {gigabytes(token2wav.without_streams)}"
+        f"weights, voices and workspaces {gigabytes(token2wav.without_streams)}; the keys and values of one reply of "
+        f"--max-model-len are {gigabytes(one_reply)}"
     )
-    where_else = "--token2wav-device cuda:1 puts token2wav on a second GPU"
-    if most:
-        return f"{needed}; {rest}; at most {most} fit, more with a lower --voice-memory-mb; {where_else}"
-    return f"{needed}; {rest}; not one stream fits: lower --voice-memory-mb or --max-model-len; {where_else}"
+    where_else = (
+        "--token2wav-device cuda:1 puts token2wav on a second GPU; for a language model that takes less than that, "
+        "quantized say, give vLLM's share with --gpu-memory-utilization"
+    )
+    return f"{needed}; {rest}; {what_fits(most(token2wav), most(token2wav.at_least))}; {where_else}"
 
 
 def _share(share: float) -> dict[str, str]:
     return {SHARE: f"{share:g}"}
-
-
-def _given(flags: Flags, *options: str) -> bool:
-    """Whether one of these stands after the `--`, with dashes or underscores as vLLM takes both."""
-    words = {word.partition("=")[0].replace("_", "-") for word in flags.vllm}
-    return not words.isdisjoint(options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from sidecar.errors import SettingsError
 from sidecar.setting_flags import ENVIRONMENT_PREFIX
-from sidecar.settings import PromptSettings, Settings, add_flags
+from sidecar.settings import DEVICE, DEVICE_IN_WORDS, PromptSettings, Settings, add_flags
 from step_audio_vllm.siblings import CHAT_FORMATS, ChatFormat, chat_format_name
 
 #: The sidecar's flags that the launcher takes too. Their defaults and words are the sidecar's.
@@ -29,8 +28,14 @@ AUTO = "auto"
 MAX_MODEL_LEN = 8192
 TINY_MAX_MODEL_LEN = 4096
 
-#: Where token2wav computes: a name as torch writes it.
-DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+#: vLLM's options that would part it from the sidecar, or from what was counted, and what to give before the `--`.
+BEFORE_THE_DASHES = {
+    "--model": "--model",
+    "--served-model-name": "--model, which is its name too,",
+    "--max-model-len": "--max-model-len",
+    "--uds": "--engine-port, or neither,",
+    "--api-key": "--engine-port, which comes with a key,",
+}
 
 DESCRIPTION = """\
 Starts the language model under vLLM and the sidecar that speaks, and stops both together. Everything after a `--` is
@@ -60,6 +65,11 @@ class Flags:
     dry_run: bool = False
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     vllm: tuple[str, ...] = ()
+
+    @property
+    def vllm_options(self) -> set[str]:
+        """The options after the `--`, with dashes; vLLM takes underscores too."""
+        return {word.partition("=")[0].replace("_", "-") for word in self.vllm if word.startswith("--")}
 
 
 def parse_flags(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Flags:
@@ -204,9 +214,12 @@ def _refuse_nonsense(flags: Flags) -> None:
         raise SettingsError(f"--engine-port is {port}; it must be between 1 and 65535, or 0 for any free one")
     if flags.port == port != 0:
         raise SettingsError(f"--port and --engine-port are both {port}; give vLLM another one")
+    if misplaced := sorted(BEFORE_THE_DASHES.keys() & flags.vllm_options):
+        instead = BEFORE_THE_DASHES[misplaced[0]]
+        raise SettingsError(f"{misplaced[0]} stands after the --, hidden from the sidecar; give {instead} before it")
     device = flags.token2wav_device
     if device is not None and not DEVICE.fullmatch(device):
-        raise SettingsError(f"--token2wav-device is {device!r}; it must be cpu, cuda, or cuda:1 and on for another GPU")
+        raise SettingsError(f"--token2wav-device is {device!r}; {DEVICE_IN_WORDS}")
     share = flags.gpu_memory_utilization
     if share is not None and not 0 < share < 1:
         raise SettingsError(f"--gpu-memory-utilization is {share:g}; it must be above 0 and below 1")

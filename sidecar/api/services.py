@@ -26,7 +26,7 @@ PARTS = {
     "tokenizer": "the tokenizer is being loaded",
     "token2wav": "token2wav is being loaded",
     "voice": "the default voice is being opened",
-    "steps": "steps are being captured",
+    "steps": "steps are being captured (for the first time here, their kernels are compiled too, for some minutes)",
     ENGINE_PART: "the language model is not ready yet",
     "warm-up": "a first sentence is being spoken",
 }

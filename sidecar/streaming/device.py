@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sidecar.memory import token2wav_memory
+from sidecar.memory import CONTEXT_BYTES, token2wav_memory
 from sidecar.streaming.chunking import ChunkPlan
 from sidecar.streaming.steps import EagerSteps, Steps
 from sidecar.token2wav.upsample_encoder import LOOKAHEAD_TOKENS
@@ -44,8 +43,8 @@ def _refuse_too_little_memory(token2wav: Token2Wav, plan: ChunkPlan, settings: S
     )
     most_tokens = plan.chunk_tokens + LOOKAHEAD_TOKENS - 1
     one = allocate(flow.config, 1, most_tokens=most_tokens, dtype=flow.dtype, device="meta")
-    budget = replace(token2wav_memory(settings), weights=weights, bytes_per_stream=one.bytes_per_slot)
+    budget = token2wav_memory(settings).of_model(weights=weights, bytes_per_stream=one.bytes_per_slot)
     logger.info("%s", budget.words())
     free, _ = torch.cuda.mem_get_info(flow.device)
-    # what torch has taken of the GPU is in the budget: the weights, and the default voice
-    budget.refuse_too_little(free + torch.cuda.memory_reserved(flow.device))
+    # what this process has taken is in the budget: CUDA's own, the weights, the default voice
+    budget.refuse_too_little(free + torch.cuda.memory_reserved(flow.device) + CONTEXT_BYTES)

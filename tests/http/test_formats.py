@@ -99,12 +99,12 @@ def chunks_of(server: SpeechServer, name: str) -> Iterator[bytes]:
 @every_format
 def test_every_chunks_sound_is_in_the_bytes_that_are_sent_with_it(server: SpeechServer, name: str) -> None:
     sizes = [len(chunk) // 2 for chunk in chunks_of(server, "pcm")]
-    assert len(sizes) == 3, "the reply has three chunks"
+    assert len(sizes) == 4, "the reply has four chunks"
     chunks = list(chunks_of(server, name))
     data = ENCODERS[name](whole=False).header()
     if data:
         assert chunks.pop(0) == data, "the header leaves by itself"
-    # the speech's three, and where the codec holds something back, its end
+    # the speech's four, and where the codec holds something back, its end
     assert len(chunks) == len(sizes) + (name in ("mp3", "opus", "aac"))
     fed = 0
     for samples, chunk in zip(sizes, chunks, strict=False):

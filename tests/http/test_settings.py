@@ -108,6 +108,7 @@ def test_a_home_folder_that_no_shell_has_seen_is_found(tmp_path: Path, monkeypat
         (("--voice-dir", "/dev/null"), "--voice-dir /dev/null is not a folder"),
         (("--voice-memory-mb", "-1"), "--voice-memory-mb"),
         (("--voice-memory-mb", "nan"), "--voice-memory-mb"),
+        (("--device", "gpu"), "--device is 'gpu'; it must be cpu, cuda"),
     ],
 )
 def test_what_cannot_work_is_refused_by_the_flags_name(flags: tuple[str, ...], word: str) -> None:

@@ -95,11 +95,11 @@ def test_metrics_count_requests_sound_and_times(start_server: Any) -> None:
         "sidecar_streams_running 0",
         "sidecar_stream_slots 16",
         "sidecar_chunks_waiting 0",
-        # with the warm-up's: three replies of three chunks, each alone
+        # with the warm-up's: three replies of four chunks, each alone
         'sidecar_step_seconds_count{chunk="first"} 3',
-        'sidecar_step_seconds_count{chunk="later"} 6',
-        'sidecar_step_streams_bucket{chunk="later",le="1"} 6',
-        'sidecar_step_streams_sum{chunk="later"} 6',
+        'sidecar_step_seconds_count{chunk="later"} 9',
+        'sidecar_step_streams_bucket{chunk="later",le="1"} 9',
+        'sidecar_step_streams_sum{chunk="later"} 9',
     ):
         assert line in lines
     assert all(line.startswith(("# HELP sidecar_", "# TYPE sidecar_", "sidecar_")) for line in lines)

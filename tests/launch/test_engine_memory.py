@@ -11,12 +11,12 @@ from gpu_machines import H100, H100_BYTES, gpu_machine, gpu_plan, value
 from vox_serve.engine_memory import WORK_BYTES
 
 from sidecar.errors import SettingsError
-from sidecar.memory import WORKSPACE_BYTES
+from sidecar.memory import CONTEXT_BYTES, GRAPHS_BYTES
 
 SHARE, KEYS_VALUES = "--gpu-memory-utilization", "--kv-cache-memory-bytes"
 LM_BYTES, TOKEN_BYTES, STREAM_BYTES = 16_600_000_000, 57_344, 124_541_148
-#: Flow, vocoder, the default voice, the other voices, and what was measured.
-BESIDE_STREAMS = 311_604_704 + 83_226_228 + 304_041_984 + 4_000_000_000 + WORKSPACE_BYTES
+#: Flow, vocoder, the default voice, the other voices, one of 30 s while it is opened, and what was measured.
+BESIDE_STREAMS = 311_604_704 + 83_226_228 + 304_041_984 + 4_000_000_000 + 3_013_632_000 + CONTEXT_BYTES + GRAPHS_BYTES
 
 
 def memory_of(*argv: str) -> tuple[float, int]:
@@ -34,7 +34,7 @@ def test_keys_and_values_get_no_more_than_all_streams_can_fill() -> None:
     assert keys_values == (10 * 2000 + 16) * TOKEN_BYTES
 
 
-@pytest.mark.parametrize("streams", ["1", "64", "300"])
+@pytest.mark.parametrize("streams", ["1", "64", "280"])
 def test_vllm_finds_the_share_it_is_told_to_check_for_beside_a_loaded_token2wav(streams: str) -> None:
     share, keys_values = memory_of("--max-batch-size", streams)
     free = H100_BYTES - BESIDE_STREAMS - int(streams) * STREAM_BYTES
@@ -90,8 +90,25 @@ def test_a_context_too_long_for_the_rest_counts_in_what_would_fit() -> None:
 
 def test_a_gpu_too_small_for_one_stream_is_refused_with_what_to_lower() -> None:
     small = gpu_machine("24564, 300, [N/A]")
-    with pytest.raises(SettingsError, match=r"not one stream fits.*--voice-memory-mb"):
+    with pytest.raises(SettingsError, match=r"not one stream fits, not even with --voice-memory-mb 0; .* quantized"):
         gpu_plan("--max-batch-size", "1", on=small)
+
+
+def test_a_refusal_says_how_many_streams_there_are_with_fewer_voices() -> None:
+    card = gpu_machine("32607, 500, [N/A]")
+    with pytest.raises(SettingsError) as refused:
+        gpu_plan(on=card)
+    usual, least = map(int, re.findall(r"at most (\d+) fit, but (\d+) with", refused.value.message)[0])
+    for most, voices in ((usual, []), (least, ["--voice-memory-mb", "0"])):
+        gpu_plan("--max-batch-size", str(most), *voices, on=card)
+        with pytest.raises(SettingsError):
+            gpu_plan("--max-batch-size", str(most + 1), *voices, on=card)
+
+
+def test_a_share_that_leaves_token2wav_too_little_is_refused_with_what_fits() -> None:
+    gpu_plan("--gpu-memory-utilization", "0.8")
+    with pytest.raises(SettingsError, match=r"8\.5 GB is what --gpu-memory-utilization 0\.9 leaves; at most \d+ fit"):
+        gpu_plan("--gpu-memory-utilization", "0.9")
 
 
 @pytest.mark.parametrize("given", [["--gpu_memory_utilization", "0.55"], ["--gpu-memory-utilization", "0.55"]])

@@ -389,6 +389,8 @@ def test_the_printed_plan_is_valid_shell() -> None:
         (["--token2wav-device", "gpu"], "--token2wav-device"),
         (["--token2wav-device", "cuda:"], "--token2wav-device"),
         (["--voice-memory-mb", "-1"], "--voice-memory-mb"),
+        (["--", "--max_model_len=9000"], "--max-model-len stands after the --"),
+        (["--", "--api-key", "k"], "--engine-port"),
         (["--allowed-audio-path", "/no/such/folder"], "--allowed-audio-path"),
         (["--voice", "/no/such/voice.wav"], "--voice"),
         (["--voice-dir", "/dev/null"], "--voice-dir"),

@@ -82,6 +82,29 @@ def test_a_stop_while_the_sidecar_loads_ends_it_alone(supervise: Supervise, gone
     assert not (tmp_path / "engine").exists()
 
 
+def test_a_sidecar_that_dies_while_vllm_loads_ends_vllm(supervise: Supervise, gone: Gone, tmp_path: Path) -> None:
+    (tmp_path / "loaded").touch()
+    running = supervise(sidecar_first=True)
+    running.wait_for_line("waiting: vLLM is loading")
+    *engine, sidecar = running.child_pids()
+    os.kill(sidecar, signal.SIGKILL)
+    assert running.process.wait(timeout=10) == 1
+    assert "sidecar was ended by SIGKILL" in running.lines()
+    gone(engine, within_s=1)
+
+
+def test_a_stop_while_it_prepares_ends_that_and_starts_nothing(
+    supervise: Supervise, gone: Gone, tmp_path: Path
+) -> None:
+    write = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(120)"
+    running = supervise(prepare=[[sys.executable, "-c", write]])
+    running.wait_for_line("[prepare] ")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(timeout=10) == 0
+    gone([int(running.lines().partition("[prepare] ")[2].split()[0])], within_s=1)
+    assert not (tmp_path / "engine").exists()
+
+
 def test_vllm_s_end_stops_a_sidecar_that_was_there_first(supervise: Supervise, gone: Gone, tmp_path: Path) -> None:
     (tmp_path / "loaded").touch()
     running = supervise(sidecar_first=True, engine="import sys; sys.exit('no memory for keys and values')")

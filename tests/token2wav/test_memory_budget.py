@@ -21,7 +21,7 @@ from sidecar.token2wav.vocoder import Vocoder
 
 FLOW, VOCODER = SIZES["full"]
 
-BUDGET = Token2WavMemory(weights=400, streams=10, bytes_per_stream=100, voices=200, workspaces=300)
+BUDGET = Token2WavMemory(weights=400, streams=10, bytes_per_stream=100, voices=200, least_voices=80, workspaces=300)
 
 
 def settings(*argv: str) -> Settings:
@@ -70,6 +70,7 @@ def test_precision_and_voices_change_what_is_needed() -> None:
     assert token2wav_memory(settings("--voice-memory-mb", "5000")).voices - usual.voices == 1_000_000_000
     own = token2wav_memory(settings("--voice", "anna", "--voice-memory-mb", "0"))
     assert own.voices == 2 * voice_bytes(750, 2), "a recording of up to 30 s, and the one opened last"
+    assert own == token2wav_memory(settings("--voice", "anna")).at_least
     exact = token2wav_memory(settings("--dtype", "float32"))
     assert exact.weights > usual.weights
     assert exact.bytes_per_stream > 1.99 * usual.bytes_per_stream
@@ -80,8 +81,23 @@ def test_what_fits_is_taken_and_what_does_not_is_refused_with_what_would() -> No
     with pytest.raises(SettingsError, match=r"--max-batch-size 10 needs .* at most 9 fit"):
         BUDGET.refuse_too_little(BUDGET.total - 1)
     replace(BUDGET, streams=9).refuse_too_little(BUDGET.total - 1)
-    with pytest.raises(SettingsError, match=r"not one stream fits .* --voice-memory-mb"):
+    with pytest.raises(SettingsError, match=r"at most 9 fit, but 11 with --voice-memory-mb 0"):
+        BUDGET.refuse_too_little(BUDGET.total - 1)
+    with pytest.raises(SettingsError, match=r"not one stream fits, but 2 with --voice-memory-mb 0"):
         BUDGET.refuse_too_little(999)
+    with pytest.raises(SettingsError, match=r"not one stream fits, not even with --voice-memory-mb 0"):
+        BUDGET.refuse_too_little(879)
+    with pytest.raises(SettingsError, match=r"at most 9 fit$"):
+        BUDGET.at_least.refuse_too_little(BUDGET.at_least.total - 1)
+
+
+def test_a_model_of_another_size_takes_as_much_less_as_its_streams_do() -> None:
+    released = token2wav_memory(settings())
+    assert released.of_model(weights=released.weights, bytes_per_stream=released.bytes_per_stream) == released
+    slot = allocate(SIZES["tiny"][0], 1, most_tokens=27, dtype=torch.float16, device="meta").bytes_per_slot
+    tiny = released.of_model(weights=1_000_000, bytes_per_stream=slot)
+    assert tiny.total < 1_500_000_000, "beside the tiny language model, it starts on a GPU of 4 GB"
+    assert memory.CONTEXT_BYTES < tiny.workspaces < released.workspaces / 5
 
 
 def test_the_parts_add_up() -> None:
