@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from sidecar.streaming.chunking import Chunk
+from sidecar.streaming.steps import ANY_LANE, FIRST_CHUNK_LANE
 from sidecar.timebase import tokens_to_frames
 from sidecar.token2wav import Token2Wav, VoiceFeatures
 from sidecar.token2wav.gpu.playing import Playing
+from sidecar.token2wav.gpu.slots import HELD_FRAMES
 from sidecar.token2wav.graphs import CapturedSteps
 from sidecar.token2wav.history import PAST_TOKENS
 from sidecar.token2wav.state import OpenedVoice
 from sidecar.token2wav.upsample_encoder import LOOKAHEAD_TOKENS
-
-EVERYONES_LANE, FIRST_CHUNK_LANE = 0, 1
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,20 @@ class Captured:
     def full(self, batch: int) -> list[Playing]:
         """Streams as they are after 30 s. Their windows hold nothing, which takes as long to look at as speech."""
         return [
-            Playing(slot, self.opened_voice, seed=slot, tokens_done=PAST_TOKENS, held_frames=16)
+            Playing(slot, self.opened_voice, seed=slot, tokens_done=PAST_TOKENS, held_frames=HELD_FRAMES)
             for slot in range(batch)
         ]
 
     def _first_chunk(self, batch: int, chunk: Chunk) -> None:
-        playing = [self.steps.open(self.opened_voice, seed=seed) for seed in range(batch)]
-        new = [stream for stream in playing if stream is not None]
+        opened = [self.steps.open(self.opened_voice, seed=seed) for seed in range(batch)]
+        new = [stream for stream in opened if stream is not None]
+        assert len(new) == batch, f"{batch} streams in {len(new)} slots"
         self.steps.submit([(stream, chunk) for stream in new], lane=FIRST_CHUNK_LANE).wait()
         for stream in new:
             self.steps.close(stream)
 
     def _next_chunk(self, playing: Sequence[Playing], chunk: Chunk) -> None:
-        self.steps.submit([(stream, chunk) for stream in playing], lane=EVERYONES_LANE).wait()
+        self.steps.submit([(stream, chunk) for stream in playing], lane=ANY_LANE).wait()
 
 
 class Eager:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -14,11 +14,12 @@ pytest.importorskip("triton", reason="Triton runs on Linux alone")
 
 from sidecar.timebase import tokens_to_frames
 from sidecar.token2wav.flow import Flow
-from sidecar.token2wav.gpu.encoder import FusedEncoder
+from sidecar.token2wav.gpu.encoder import LONGEST_PROMPT_TOKENS, FusedEncoder
+from sidecar.token2wav.gpu.playing import check_voice
 from sidecar.token2wav.gpu.rows import Row, Rows
 from sidecar.token2wav.gpu.slots import Slots, allocate
 from sidecar.token2wav.history import RecentHistory
-from sidecar.token2wav.state import FlowState
+from sidecar.token2wav.state import FlowState, OpenedVoice
 from sidecar.token2wav.upsample_encoder import LOOKAHEAD_TOKENS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,3 +133,18 @@ def test_a_line_that_only_fills_writes_nothing(flow: Flow, encoder: FusedEncoder
     for old, new in zip(before, after, strict=True):
         assert torch.equal(old[0], new[0])
         assert not torch.equal(old[1], new[1])
+
+
+def test_the_longest_voice_that_is_taken_is_seen_to_its_end_and_a_longer_one_is_refused(
+    flow: Flow, encoder: FusedEncoder
+) -> None:
+    slots = fresh_slots(flow, 1)
+    stream = Stream.of(flow, slots, 0, LONGEST_PROMPT_TOKENS, (3,))
+    mu = step(encoder, slots, [stream.row(0)], batch=1, tokens=3)
+    torch.testing.assert_close(mu[0], stream.step_oracle(flow, 0), atol=2e-5, rtol=1e-4)
+
+    device = torch.device(DEVICE)
+    check_voice(OpenedVoice(stream.voice), torch.float32, device)
+    longer = (LONGEST_PROMPT_TOKENS + 1,)
+    with pytest.raises(AssertionError, match="a voice of 751 tokens"):
+        check_voice(OpenedVoice(replace(stream.voice, tokens_done=longer, prompt_tokens=longer)), torch.float32, device)

@@ -23,12 +23,12 @@ from sidecar.token2wav.state import OpenedVoice
 
 #: Small enough for stream "a" to outgrow them, and for its rings to come round.
 WINDOWS = RecentHistory(past_frames=6, past_tokens=5)
-#: With the largest last chunk, 4, 6 and 8.
-CHUNK_TOKENS = (4, 6)
+#: With the largest last chunk, 2, 4 and 6.
+CHUNK_TOKENS = (2, 4)
 
-#: Each word is a step. "c" takes the slot that "x" leaves full of numbers that are not finite, "d" the slot of "a"; the
-#: first two steps are of four lines, one of which stays empty.
-PLAN = ("abx", "cba", "a", "d")
+#: Each word is a step. "c" takes the slot that "x" leaves full of numbers that are not finite, "d" the slot of one that
+#: has spoken; the first two steps are of four lines, one of which stays empty.
+PLAN = ("abx", "cba", "ad")
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def voices(token2wav: Token2Wav) -> list[OpenedVoice]:
 def speeches(token2wav: Token2Wav, voices: list[OpenedVoice]) -> dict[str, Speech]:
     broken = replace(voices[0], flow=replace(voices[0].flow, speaker=voices[0].flow.speaker * torch.nan))
     return {
-        "a": speech(token2wav, voices[0], (6, 4, 4), seed=1),
-        "b": speech(token2wav, voices[1], (4, 3), seed=2),
-        "c": speech(token2wav, voices[2], (8,), seed=3),
+        "a": speech(token2wav, voices[0], (4, 5, 4), seed=1),
+        "b": speech(token2wav, voices[1], (3, 4), seed=2),
+        "c": speech(token2wav, voices[2], (6,), seed=3),
         "d": speech(token2wav, voices[1], (2,), seed=4),
         "x": speech(token2wav, broken, (3,), seed=5),
     }

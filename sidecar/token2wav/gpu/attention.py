@@ -100,17 +100,18 @@ def attend(
         weights,
         rows.batch,
         steps,
+        remembered.voice_field.value,
         remembered.voice_index,
-        VOICE_FIELD=remembered.voice_field.value,
-        COLUMNS_PER_TOKEN=remembered.columns_per_token,
-        WINDOW=remembered.window,
-        RING=remembered.ring.shape[-2],
+        remembered.columns_per_token,
+        remembered.window,
+        remembered.ring.shape[-2],
+        blocks.splits,
         HEADS=heads,
         WIDTH=width,
         HALF=channels // 2,
         SCALE=math.log2(math.e) / math.sqrt(width),
         RELATIVE=relative is not None,
-        SPLITS=blocks.splits,
+        WHOLE=whole,
         DTYPE=TRITON_DTYPES[query.dtype],
         BLOCK_M=blocks.queries,
         BLOCK_N=blocks.keys,
@@ -122,8 +123,9 @@ def attend(
     if not whole:
         count = batch * steps * heads
         merge_kernel[(triton.cdiv(count, _MERGED),)](
-            parts, weights, out, count, SPLITS=blocks.splits, WIDTH=width, BLOCK=_MERGED, BLOCK_D=block_d, num_warps=4
-        )
+            parts, weights, out, count, blocks.splits,
+            MOST_SPLITS=_MOST_SPLITS, WIDTH=width, BLOCK=_MERGED, BLOCK_D=block_d, num_warps=4,
+        )  # fmt: skip
     return out
 
 
@@ -136,7 +138,7 @@ class _Blocks(NamedTuple):
 
 
 #: Of the estimator: in float32, with few rows and heads, and with many.
-_WIDE, _FEW, _MANY = _Blocks(16, 64, 4, 3, 1), _Blocks(16, 128, 4, 3, 1), _Blocks(64, 64, 4, 3, 1)
+_WIDE, _FEW, _MANY = _Blocks(16, 64, 4, 3, 1), _Blocks(16, 128, 4, 3, 1), _Blocks(64, 64, 4, 4, 1)
 
 
 def _blocks(query: Tensor, heads: int, *, relative: bool) -> _Blocks:

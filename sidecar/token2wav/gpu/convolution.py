@@ -40,8 +40,6 @@ _BLOCKS = {
     2: (_Blocks(128, 128, 64, 8, 3), _Blocks(64, 64, 64, 4, 4), _Blocks(32, 32, 64, 4, 4)),
     4: (_Blocks(64, 64, 32, 4, 3), _Blocks(32, 32, 32, 4, 4), _Blocks(16, 32, 32, 4, 4)),
 }
-#: For the interpreter on a CPU, which takes its time by program and not by number.
-_ONE_BLOCK = _Blocks(512, 128, 64, 4, 1)
 
 
 @dataclass(frozen=True)
@@ -136,10 +134,11 @@ class Convolution:
             x.values, self.weight, self.bias, self.kernels, x.lengths,
             activated if residual is None else residual.values,
             self.bias if activation.alphas is None else activation.alphas,
-            activated if plain is None else plain, activated, x.rows, rows,
-            C_IN=channels_in, C_OUT=channels_out, STRIDE=self.stride, DILATION=self.dilation, SHIFT=self.shift,
+            activated if plain is None else plain, activated,
+            x.rows, rows, self.dilation, 1 if residual is None else residual.groups,
+            C_IN=channels_in, C_OUT=channels_out, STRIDE=self.stride, SHIFT=self.shift,
             IN_RATE=x.rate, IN_EXTRA=x.extra, OUT_RATE=x.rate // self.stride, OUT_EXTRA=extra + beyond,
-            RESIDUALS=0 if residual is None else residual.groups, PLAIN=plain is not None,
+            RESIDUAL=residual is not None, PLAIN=plain is not None,
             ACTIVATION=activation.kind, SLOPE=activation.slope, PRECISION=_PRECISION,
             BLOCK_M=blocks.rows, BLOCK_N=blocks.columns, BLOCK_K=blocks.depth,
             num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=min(255, _REGISTERS // blocks.warps),
@@ -147,9 +146,10 @@ class Convolution:
 
 
 def _blocks(rows: int, lines: int, weight: Tensor) -> _Blocks:
-    """The largest blocks that still keep a GPU busy."""
+    """The largest blocks that still keep a GPU busy; a whole line for the interpreter, which pays for each program."""
     _, channels_in, channels_out = weight.shape
-    for blocks in _BLOCKS[weight.element_size()] if weight.is_cuda else (_ONE_BLOCK,):
+    whole = _Blocks(triton.next_power_of_2(rows), 128, 64, 4, 1)
+    for blocks in _BLOCKS[weight.element_size()] if weight.is_cuda else (whole,):
         columns = min(blocks.columns, max(16, triton.next_power_of_2(channels_out)))
         if triton.cdiv(rows, blocks.rows) * triton.cdiv(channels_out, columns) * lines >= _ENOUGH_PROGRAMS:
             break

@@ -16,8 +16,8 @@ from sidecar.token2wav.gpu.ragged import valid_rows
 
 @triton.jit
 def _sum_over_taps(  # type: ignore[no-untyped-def]
-    x, weight, position, seen, column, taps,
-    C_IN: tl.constexpr, C_OUT: tl.constexpr, DILATION: tl.constexpr, PRECISION: tl.constexpr,
+    x, weight, position, seen, column, taps, dilation,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """x at one line and weight at one branch; `position` (BLOCK_M,) is the row of x that the first tap sees."""
@@ -28,14 +28,14 @@ def _sum_over_taps(  # type: ignore[no-untyped-def]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(0, taps * DEPTH_BLOCKS):
         # Written out, for the interpreter makes a tensor of whatever gets a name.
-        inside = (position >= -(step // DEPTH_BLOCKS * DILATION)) & (position < seen - step // DEPTH_BLOCKS * DILATION)
+        inside = (position >= -(step // DEPTH_BLOCKS * dilation)) & (position < seen - step // DEPTH_BLOCKS * dilation)
         wanted = inside[:, None]
         given = (column < C_OUT)[None, :]
         if C_IN % BLOCK_K != 0:
             present = channel < C_IN - step % DEPTH_BLOCKS * BLOCK_K
             wanted = wanted & present[None, :]
             given = given & present[:, None]
-        ahead = step // DEPTH_BLOCKS * DILATION * C_IN + step % DEPTH_BLOCKS * BLOCK_K
+        ahead = step // DEPTH_BLOCKS * dilation * C_IN + step % DEPTH_BLOCKS * BLOCK_K
         rows = tl.load(rows_at + ahead, mask=wanted, other=0.0)
         below = (step // DEPTH_BLOCKS * C_IN + step % DEPTH_BLOCKS * BLOCK_K) * C_OUT
         weights = tl.load(weights_at + below, mask=given, other=0.0)
@@ -43,20 +43,22 @@ def _sum_over_taps(  # type: ignore[no-untyped-def]
     return total
 
 
-@triton.jit
+# What need not be known when it is compiled is not: every variant makes the first start on a machine longer.
+@triton.jit(do_not_specialize=["dilation", "residual_groups"])
 def convolve(  # type: ignore[no-untyped-def]
-    x, weight, bias, kernels, lengths, residual, alphas, plain, activated, in_rows, out_rows,
-    C_IN: tl.constexpr, C_OUT: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, SHIFT: tl.constexpr,
+    x, weight, bias, kernels, lengths, residual, alphas, plain, activated,
+    in_rows, out_rows, dilation, residual_groups,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, STRIDE: tl.constexpr, SHIFT: tl.constexpr,
     IN_RATE: tl.constexpr, IN_EXTRA: tl.constexpr, OUT_RATE: tl.constexpr, OUT_EXTRA: tl.constexpr,
-    RESIDUALS: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    RESIDUAL: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Rows and groups as `Convolution` lays them out.
 
     Args:
         kernels: (G, 3), each branch's first tap, taps and zeros in front.
+        residual_groups: one for all groups, or G.
         SHIFT: how many numbers of the sums come out before the first row.
-        RESIDUALS: groups of the residual: none, one for all, or G.
     """
     COLUMN_BLOCKS: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
     group = tl.num_programs(2) - 1 - tl.program_id(2)  # the longest kernel is the last, and begins first
@@ -74,7 +76,7 @@ def convolve(  # type: ignore[no-untyped-def]
     # A block beyond the end of its line has nothing to sum.
     total = _sum_over_taps(
         x + place * in_rows * C_IN, weight + first_tap * C_IN * C_OUT, row * STRIDE - padding, seen, column,
-        tl.where(start < made, taps, 0), C_IN, C_OUT, DILATION, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        tl.where(start < made, taps, 0), dilation, C_IN, C_OUT, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     known = column < C_OUT
     total += tl.load(bias + group * C_OUT + column, mask=known, other=0.0)[None, :]
@@ -82,9 +84,9 @@ def convolve(  # type: ignore[no-untyped-def]
     kept = (row < made)[:, None] & known[None, :]
     if SHIFT > 0:
         kept = kept & (element >= 0) & (element < (made - OUT_EXTRA) * C_OUT)
-    if RESIDUALS > 0:
-        shared = line.to(tl.int64) if RESIDUALS == 1 else place
-        residual += shared * out_rows * C_OUT
+    if RESIDUAL:
+        of_group = tl.minimum(group, residual_groups - 1)
+        residual += (of_group * tl.num_programs(1) + line).to(tl.int64) * out_rows * C_OUT
         total += tl.load(residual + element, mask=kept, other=0.0).to(tl.float32)
     if PLAIN:
         plain += place * out_rows * C_OUT

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from sidecar.timebase import FRAMES_PER_TOKEN
 from sidecar.token2wav.estimator import Estimator, EstimatorBlock, Modulation
-from sidecar.token2wav.gpu.ahead import Ahead
 from sidecar.token2wav.gpu.attention import Remembered, attend
 from sidecar.token2wav.gpu.norms import add_and_norm, begin
 from sidecar.token2wav.gpu.products import HeadWeights, heads_product, linear
@@ -53,77 +51,34 @@ class _Layer:
     bias: Tensor
 
     @staticmethod
-    def of(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Layer:
-        assert bias is not None, "a layer with a bias"
+    def of(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> _Layer:
         return _Layer(weight.to(dtype).contiguous(), bias.to(dtype).contiguous())
 
     def __call__(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
-class _Matrices(NamedTuple):
-    """A block's, in the order of their use."""
-
-    heads: Tensor  # (3 H D, h)
-    attended: Tensor  # (h, H D)
-    first: Tensor  # (h, 3h)
-    second: Tensor  # (h, 3h)
-    wide: Tensor  # (4h, h)
-    narrow: Tensor  # (h, 4h)
-
-    @staticmethod
-    def of(block: EstimatorBlock) -> _Matrices:
-        attention, convolutions = block.attn, block.conv.block
-        return _Matrices(
-            torch.cat([layer.weight for layer in (attention.to_q, attention.to_k, attention.to_v)]),
-            attention.proj.weight,
-            _over_windows(convolutions["1"]),
-            _over_windows(convolutions["6"]),
-            block.mlp.fc1.weight,
-            block.mlp.fc2.weight,
-        )
-
-    @staticmethod
-    def together(blocks: Sequence[EstimatorBlock], dtype: torch.dtype) -> list[_Matrices]:
-        """All blocks' in one memory, one behind the other, so that any stretch of it can be asked for."""
-        apart = [_Matrices.of(block) for block in blocks]
-        flat = torch.cat([matrix.to(dtype).flatten() for matrices in apart for matrix in matrices])
-        views = iter(torch.split(flat, [matrix.numel() for matrices in apart for matrix in matrices]))
-        return [_Matrices(*(next(views).view_as(matrix) for matrix in matrices)) for matrices in apart]
-
-
-def _stretch(first: Tensor, last: Tensor) -> Ahead:
-    """From one matrix to another of the same memory, both included."""
-    begin, end = first.storage_offset(), last.storage_offset() + last.numel()
-    return Ahead.of(first.as_strided((end - begin,), (1,), begin))
-
-
 class _Block:
     """One block's weights as the kernels take them."""
 
-    def __init__(self, block: EstimatorBlock, matrices: _Matrices, following: Tensor) -> None:
+    def __init__(self, block: EstimatorBlock, dtype: torch.dtype) -> None:
         attention, convolutions = block.attn, block.conv.block
-        dtype = matrices.heads.dtype
+        given = (attention.to_q, attention.to_k, attention.to_v)
         norms = (attention.q_norm, attention.k_norm)
         self.heads = HeadWeights(
-            matrices.heads,
-            torch.cat([layer.bias for layer in (attention.to_q, attention.to_k, attention.to_v)]).to(dtype),
+            torch.cat([layer.weight for layer in given]).to(dtype),
+            torch.cat([layer.bias for layer in given]).to(dtype),
             torch.stack([norm.weight for norm in norms]).float(),
             torch.stack([norm.bias for norm in norms]).float(),
             attention.heads,
         )
-        self.attended = _Layer.of(matrices.attended, attention.proj.bias, dtype)
-        self.first = _Layer.of(matrices.first, cast("nn.Conv1d", convolutions["1"]).bias, dtype)
+        self.attended = _Layer.of(attention.proj.weight, attention.proj.bias, dtype)
+        self.first = _over_windows(convolutions["1"], dtype)
         between = cast("nn.LayerNorm", convolutions["3"])
         self.between = torch.stack([between.bias, between.weight]).float()  # (2, h), shift and scale
-        self.second = _Layer.of(matrices.second, cast("nn.Conv1d", convolutions["6"]).bias, dtype)
-        self.wide = _Layer.of(matrices.wide, block.mlp.fc1.bias, dtype)
-        self.narrow = _Layer.of(matrices.narrow, block.mlp.fc2.bias, dtype)
-        # what each of the four norms asks for: not what comes next, but after that
-        self.ahead_of_heads = _stretch(matrices.attended, matrices.first)
-        self.ahead_of_first = _stretch(matrices.second, matrices.second)
-        self.ahead_of_second = _stretch(matrices.wide, matrices.wide)
-        self.ahead_of_wide = _stretch(matrices.narrow, following)
+        self.second = _over_windows(convolutions["6"], dtype)
+        self.wide = _Layer.of(block.mlp.fc1.weight, block.mlp.fc1.bias, dtype)
+        self.narrow = _Layer.of(block.mlp.fc2.weight, block.mlp.fc2.bias, dtype)
 
 
 @dataclass(frozen=True)
@@ -161,10 +116,7 @@ class FusedEstimator:
         self.noisy_weight = weight[:, :mel_bins].to(dtype).contiguous()  # (h, M)
         # frames that are being made have no recorded mel, the last of the four parts
         self.given = _Layer.of(weight[:, mel_bins : 3 * mel_bins], estimator.in_proj.bias, dtype)  # (h, 2M)
-        blocks = [cast("EstimatorBlock", block) for block in estimator.blocks]
-        matrices = _Matrices.together(blocks, dtype)
-        following = [*(of_block.heads for of_block in matrices[1:]), matrices[-1].narrow]  # after the last, nothing
-        self.blocks = [_Block(*parts) for parts in zip(blocks, matrices, following, strict=True)]
+        self.blocks = [_Block(cast("EstimatorBlock", block), dtype) for block in estimator.blocks]
         self.out = _Layer.of(estimator.final_layer.linear.weight, estimator.final_layer.linear.bias, dtype)
 
     def workspace(self, rows: Rows, slots: Slots) -> Workspace:
@@ -173,7 +125,7 @@ class FusedEstimator:
     def condition(self, mu: Tensor, speaker: Tensor) -> Tensor:
         """mu (B, T, M) and speaker (B, M) -> (B T, h), their part of the first layer; the same at all flow steps."""
         together = torch.cat([mu, speaker[:, None].expand_as(mu)], dim=-1)  # (B, T, 2M)
-        return self.given(together.flatten(0, 1))
+        return F.linear(together.flatten(0, 1), self.given.weight, self.given.bias)  # once a step
 
     def __call__(self, noisy: Tensor, given: Tensor, step: int, work: Workspace) -> Tensor:
         """The velocity at flow step `step`; its new keys, values and last frames are put into the slots.
@@ -190,15 +142,11 @@ class FusedEstimator:
         norms = [*modulation[1:, _ATTENTION], self.constants.final[step]]
         begin(
             F.linear(noisy, self.noisy_weight), given, self.given.bias, modulation[0, _ATTENTION],
-            x=work.x, out=work.normed, ahead=self.blocks[0].ahead_of_heads,
+            x=work.x, out=work.normed,
         )  # fmt: skip
         for place, (block, norm) in enumerate(zip(self.blocks, norms, strict=True)):
             fed = self._block(block, modulation[place], (step, place), work)
-            following = self.blocks[(place + 1) % len(self.blocks)]
-            add_and_norm(
-                work.x, fed, modulation[place, _FEED_FORWARD_GATE], norm,
-                out=work.normed, ahead=following.ahead_of_heads,
-            )  # fmt: skip
+            add_and_norm(work.x, fed, modulation[place, _FEED_FORWARD_GATE], norm, out=work.normed)
         return self.out(work.normed)
 
     def _block(self, block: _Block, modulation: Tensor, at: tuple[int, int], work: Workspace) -> Tensor:
@@ -207,24 +155,17 @@ class FusedEstimator:
         attended = block.attended(self._attend(block.heads, at, work))
         norm_to_windows(
             work.x, attended, modulation[_ATTENTION_GATE], modulation[_CONVOLUTION],
-            windows=work.first_windows, past=past, ahead=block.ahead_of_first,
+            windows=work.first_windows, past=past,
         )  # fmt: skip
         mish_to_windows(
             block.first(work.first_windows), block.between,
-            first_windows=work.first_windows, windows=work.second_windows, past=past, ahead=block.ahead_of_second,
+            first_windows=work.first_windows, windows=work.second_windows, past=past,
         )  # fmt: skip
         norm_and_keep(
             work.x, block.second(work.second_windows), modulation[_CONVOLUTION_GATE], modulation[_FEED_FORWARD],
-            out=work.normed, windows=work.second_windows, past=past, ahead=block.ahead_of_wide,
-            **self._voice_of_next(at, work.slots),
+            out=work.normed, windows=work.second_windows, past=past,
         )  # fmt: skip
         return block.narrow(linear(work.normed, block.wide.weight, block.wide.bias, gelu=True))
-
-    def _voice_of_next(self, at: tuple[int, int], slots: Slots) -> dict[str, int]:
-        """Where the block after this one, or again the step's last, has its keys and values in each voice."""
-        steps, depth, _, heads, _, width = slots.frames.shape[1:]
-        place = min(at[0] * depth + at[1] + 1, steps * depth - 1)
-        return {"voice_index": 2 * place, "voice_bytes": heads * width * slots.frames.element_size()}
 
     def _attend(self, heads: HeadWeights, at: tuple[int, int], work: Workspace) -> Tensor:
         """(2 B T, H D), the new keys and values in the ring before any query looks at them."""
@@ -240,7 +181,7 @@ class FusedEstimator:
         return attend(query, remembered, work.rows, heads=heads.heads).flatten(0, 1)
 
 
-def _over_windows(convolution: nn.Module) -> Tensor:
+def _over_windows(convolution: nn.Module, dtype: torch.dtype) -> _Layer:
     """A convolution (h, h, 3) as a matrix (h, 3h) over windows."""
-    assert isinstance(convolution, nn.Conv1d), "a convolution over frames"
-    return convolution.weight.permute(0, 2, 1).flatten(1)
+    assert isinstance(convolution, nn.Conv1d) and convolution.bias is not None, "a convolution with a bias"
+    return _Layer.of(convolution.weight.permute(0, 2, 1).flatten(1), convolution.bias, dtype)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sidecar.token2wav.gpu.ahead import Ahead, ask_ahead
+from sidecar.token2wav.gpu.rows import STEP_SIZES
 
 ADAPTIVE_NORM_EPS = tl.constexpr(1e-6)
 
@@ -54,12 +54,10 @@ def modulated(x, affine, channel, inside, C: tl.constexpr, EPS: tl.constexpr):  
     return standardized(x, inside, C, EPS) * scale + shift
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _begin(  # type: ignore[no-untyped-def]
-    noisy, given, bias, affine, x, out, ahead, pieces, lines,
-    C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    ask_ahead(ahead, pieces)
+    noisy, given, bias, affine, x, out, lines, C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     inside = (row < 2 * lines) & (channel < C)
@@ -76,11 +74,10 @@ def _begin(  # type: ignore[no-untyped-def]
     tl.store(out + at, modulated(total, affine, channel, inside, C, ADAPTIVE_NORM_EPS), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _add_and_norm(  # type: ignore[no-untyped-def]
-    x, delta, gate, affine, out, ahead, pieces, rows, C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+    x, delta, gate, affine, out, rows, C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
-    ask_ahead(ahead, pieces)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     inside = (row < rows) & (channel < C)
@@ -89,7 +86,7 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
     tl.store(out + at, modulated(total, affine, channel, inside, C, ADAPTIVE_NORM_EPS), mask=inside)
 
 
-def begin(noisy: Tensor, given: Tensor, bias: Tensor, affine: Tensor, *, x: Tensor, out: Tensor, ahead: Ahead) -> None:
+def begin(noisy: Tensor, given: Tensor, bias: Tensor, affine: Tensor, *, x: Tensor, out: Tensor) -> None:
     """The first layer's two parts added up, for both halves of guidance, and the first block's norm of that.
 
     Args:
@@ -99,17 +96,16 @@ def begin(noisy: Tensor, given: Tensor, bias: Tensor, affine: Tensor, *, x: Tens
         affine: (2, h) float32, the norm's shift, then its scale.
         x: (2 B T, h) float32, written: with the conditions, then without.
         out: (2 B T, h), written: norm(x) * scale + shift.
-        ahead: what is read soon.
     """
     rows, channels = x.shape
     many = rows_a_program(rows, x.device)
     _begin[(triton.cdiv(rows, many),)](
-        noisy, given, bias, affine, x, out, *ahead, rows // 2,
+        noisy, given, bias, affine, x, out, rows // 2,
         C=channels, BLOCK=triton.next_power_of_2(channels), ROWS=many, num_warps=4,
     )  # fmt: skip
 
 
-def add_and_norm(x: Tensor, delta: Tensor, gate: Tensor, affine: Tensor, *, out: Tensor, ahead: Ahead) -> None:
+def add_and_norm(x: Tensor, delta: Tensor, gate: Tensor, affine: Tensor, *, out: Tensor) -> None:
     """x += gate * delta, in place; out = norm(x) * scale + shift.
 
     Args:
@@ -117,11 +113,10 @@ def add_and_norm(x: Tensor, delta: Tensor, gate: Tensor, affine: Tensor, *, out:
         delta, out: (R T, h).
         gate: (h,) float32.
         affine: (2, h) float32, shift, then scale.
-        ahead: what is read soon.
     """
     rows, channels = x.shape
     many = rows_a_program(rows, x.device)
     _add_and_norm[(triton.cdiv(rows, many),)](
-        x, delta, gate, affine, out, *ahead, rows,
+        x, delta, gate, affine, out, rows,
         C=channels, BLOCK=triton.next_power_of_2(channels), ROWS=many, num_warps=4,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sidecar.errors import SynthesisFailed
 from sidecar.timebase import tokens_to_frames
+from sidecar.token2wav.gpu.encoder import LONGEST_PROMPT_TOKENS
 from sidecar.token2wav.gpu.rows import Row
 from sidecar.token2wav.gpu.slots import HELD_FRAMES
 from sidecar.token2wav.state import OpenedVoice
@@ -77,6 +78,9 @@ def check_voice(voice: OpenedVoice, dtype: torch.dtype, device: torch.device) ->
     flow = voice.flow
     assert len(flow.tokens_done) == 1, f"a voice is one row, not {len(flow.tokens_done)}"
     assert flow.tokens_done == flow.prompt_tokens, "a voice has seen its prompt and nothing more"
+    assert flow.prompt_tokens[0] <= LONGEST_PROMPT_TOKENS, (
+        f"a voice of {flow.prompt_tokens[0]} tokens; positions are known of {LONGEST_PROMPT_TOKENS}, which are 30 s"
+    )
     keys_values: list[Tensor] = [
         flow.estimator.keys_values, flow.encoder.token_keys_values, flow.encoder.frame_keys_values,
     ]  # fmt: skip

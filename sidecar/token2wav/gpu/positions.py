@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sidecar.token2wav.conformer import position_angles
-from sidecar.token2wav.gpu.rows import Field, Rows
+from sidecar.token2wav.gpu.rows import STEP_SIZES, Field, Rows
 
 _PROMPT_TOKENS = tl.constexpr(Field.PROMPT_TOKENS.value)
 _TOKENS_DONE = tl.constexpr(Field.TOKENS_DONE.value)
@@ -57,7 +57,7 @@ def new_angles(rows: Rows, turns: Tensor, *, columns_per_token: int) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _new_angles_kernel(  # type: ignore[no-untyped-def]
     control_ptr,
     control_stride,

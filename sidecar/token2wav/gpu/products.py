@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from sidecar.timebase import FRAMES_PER_TOKEN
 from sidecar.token2wav.gpu.norms import standardized
-from sidecar.token2wav.gpu.rows import Field, Rows
+from sidecar.token2wav.gpu.rows import STEP_SIZES, Field, Rows
 
 _SLOT = tl.constexpr(int(Field.SLOT))
 _NEW_TOKENS = tl.constexpr(int(Field.NEW_TOKENS))
@@ -22,15 +21,9 @@ _FRAMES_PER_TOKEN = tl.constexpr(FRAMES_PER_TOKEN)
 _NORM_EPS = tl.constexpr(1e-5)
 _SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 
-
 #: Up to so many rows, and numbers in each, small blocks here are quicker than cuBLAS.
-FEW_ROWS = 128
-FEW_ROWS_INNER = 1536
-FEW_SHALLOW: dict[str, Any] = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 128, "num_warps": 4, "num_stages": 3}
-FEW_DEEP: dict[str, Any] = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 5}
-FEW_WIDE: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 5}
-#: Numbers of each row and of stages in a block of the heads with few rows.
-FEW_HEADS = {"BLOCK_K": 128, "num_stages": 3}
+_FEW_ROWS = 128
+_FEW_ROWS_INNER = 1536
 #: From so many rows on, cuBLAS multiplies and another kernel finishes the heads.
 CUBLAS_HEADS_ROWS = 1024
 _FINISHED_ROWS = 64  # of a program of that kernel
@@ -62,7 +55,7 @@ def _product(  # type: ignore[no-untyped-def]
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _linear(  # type: ignore[no-untyped-def]
     x, weight, bias, out, rows,
     GELU: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
@@ -107,7 +100,7 @@ def _finish_heads(  # type: ignore[no-untyped-def]
         tl.store(ring + into[:, None] + number[None, :], y, mask=kept[:, None] & there[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _heads_product(  # type: ignore[no-untyped-def]
     x, weight, bias, norm_weight, norm_bias, query, ring, control,
     rows, frames, batch, line, slot_stride, guidance_stride,
@@ -127,7 +120,7 @@ def _heads_product(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _heads_of(  # type: ignore[no-untyped-def]
     product, norm_weight, norm_bias, query, ring, control,
     rows, frames, batch, line, slot_stride, guidance_stride,
@@ -148,13 +141,11 @@ def _heads_of(  # type: ignore[no-untyped-def]
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
     """x @ weight.T + bias, or gelu of that by tanh; x (rows, K), weight (N, K) -> (rows, N)."""
     (rows, inner), columns = x.shape, len(weight)
-    few = x.dtype != torch.float32 and rows <= FEW_ROWS and inner <= FEW_ROWS_INNER
+    few = rows <= _FEW_ROWS and inner <= _FEW_ROWS_INNER and x.dtype != torch.float32
     if x.is_cuda and not few:
         return torch._addmm_activation(bias, x, weight.t(), use_gelu=True) if gelu else F.linear(x, weight, bias)
     out = x.new_empty(rows, columns)
-    blocks = _blocks(rows, x, columns=columns)
-    if x.is_cuda:
-        blocks = FEW_WIDE if columns > inner and rows > 64 else FEW_SHALLOW if inner <= 512 else FEW_DEEP
+    blocks = _linear_blocks(x, columns)
     grid = (triton.cdiv(rows, blocks["BLOCK_M"]), triton.cdiv(columns, blocks["BLOCK_N"]))
     _linear[grid](x, weight, bias, out, rows, GELU=gelu, N=columns, K=inner, **blocks)
     return out
@@ -181,7 +172,7 @@ def heads_product(x: Tensor, weights: HeadWeights, ring: Tensor, rows: Rows) -> 
         count, rows.frames, rows.batch, rows.control.stride(0), ring.stride(0), ring.stride(1),
     )  # fmt: skip
     sizes = {"RING": columns, "H": heads, "D": width // 2}
-    blocks = _blocks(count, x, columns=width // 2)
+    blocks = _heads_blocks(x, width // 2)
     if count < CUBLAS_HEADS_ROWS:
         _heads_product[(triton.cdiv(count, blocks["BLOCK_M"]), 3 * heads)](
             x, weights.weight, weights.bias, *norms, *places, **sizes, K=inner, **blocks
@@ -194,16 +185,39 @@ def heads_product(x: Tensor, weights: HeadWeights, ring: Tensor, rows: Rows) -> 
     return query
 
 
-def _blocks(rows: int, x: Tensor, *, columns: int) -> dict[str, Any]:
-    """Small blocks for few rows, so that a GPU's 132 processors all have some; large ones once they have anyway.
+def _linear_blocks(x: Tensor, columns: int) -> dict[str, int]:
+    """So small that a GPU's 132 processors all have some."""
+    rows, inner = x.shape
+    if x.device.type == "cpu":
+        return _interpreted(columns)
+    if columns > inner and rows > 64:
+        return {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 5}
+    depth = {"BLOCK_K": 128, "num_stages": 3} if inner <= 512 else {"BLOCK_K": 64, "num_stages": 5}
+    return {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, **depth}
+
+
+def _heads_blocks(x: Tensor, width: int) -> dict[str, int]:
+    """A whole head a block, of the fewer rows the fewer there are.
 
     Products in float32 stay small: they are not made by tensor cores and would not fit the registers.
     """
-    least = max(16, triton.next_power_of_2(columns))
-    if x.device.type == "cpu":  # the interpreter pays for each program, not for its size
-        return {"BLOCK_M": 256, "BLOCK_N": least, "BLOCK_K": 256}
+    rows = len(x)
+    if x.device.type == "cpu":
+        return _interpreted(width)
     if x.dtype == torch.float32:
-        return {"BLOCK_M": 32, "BLOCK_N": min(64, least), "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
-    block_m = 16 if rows <= 64 else 32 if rows <= 128 else 64 if rows <= 1024 else 128
-    blocks = {"BLOCK_M": block_m, "BLOCK_N": min(64, least), "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}
-    return blocks | FEW_HEADS if rows <= FEW_ROWS else blocks
+        sizes = {"BLOCK_M": 32, "BLOCK_K": 32, "num_stages": 3}
+    elif rows <= _FEW_ROWS:
+        sizes = {"BLOCK_M": 16 if rows <= 64 else 32, "BLOCK_K": 128, "num_stages": 3}
+    else:
+        sizes = {"BLOCK_M": 64, "BLOCK_K": 64, "num_stages": 4}
+    return {"BLOCK_N": _power(width), "num_warps": 4, **sizes}
+
+
+def _interpreted(columns: int) -> dict[str, int]:
+    """The interpreter pays for each program, not for its size."""
+    return {"BLOCK_M": 256, "BLOCK_N": _power(columns), "BLOCK_K": 256}
+
+
+def _power(columns: int) -> int:
+    """What holds so many columns, of which a product on tensor cores takes 16 at least."""
+    return max(16, int(triton.next_power_of_2(columns)))

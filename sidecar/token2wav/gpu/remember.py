@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sidecar.token2wav.gpu.attention import Remembered
-from sidecar.token2wav.gpu.rows import Field, Rows
+from sidecar.token2wav.gpu.rows import STEP_SIZES, Field, Rows
 
 _SLOT = tl.constexpr(Field.SLOT.value)
 _NEW_TOKENS = tl.constexpr(Field.NEW_TOKENS.value)
@@ -42,7 +42,7 @@ def remember(keys_values: Tensor, remembered: Remembered, rows: Rows, *, heads: 
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _remember_kernel(  # type: ignore[no-untyped-def]
     keys_values_ptr,
     row_stride,

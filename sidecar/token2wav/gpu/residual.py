@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from sidecar.token2wav.gpu.norms import rows_a_program, standardized
+from sidecar.token2wav.gpu.rows import STEP_SIZES
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def normed(x: Tensor, norm: Norm, dtype: torch.dtype, *, delta: Tensor | None = 
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _normed_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     delta_ptr,

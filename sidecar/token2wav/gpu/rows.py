@@ -31,6 +31,10 @@ class Field(IntEnum):
 
 FIELDS = 16  # more than there are, so that lines begin at even addresses
 
+#: What kernels call the sizes of a step. Left to itself, Triton compiles anew for a size of 1 and for multiples of 16;
+#: nothing lies where it does because of these, so one compiled kernel serves all shapes.
+STEP_SIZES = ("batch", "count", "control_stride", "frames", "line", "lines", "rows", "steps", "tokens")
+
 
 @dataclass(frozen=True)
 class Row:

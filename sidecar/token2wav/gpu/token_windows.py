@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sidecar.token2wav.gpu.norms import standardized
 from sidecar.token2wav.gpu.residual import Norm
-from sidecar.token2wav.gpu.rows import Field, Rows
+from sidecar.token2wav.gpu.rows import STEP_SIZES, Field, Rows
 from sidecar.token2wav.upsample_encoder import LOOKAHEAD_TOKENS
 
 #: Tokens that the two causal convolutions see before each token.
@@ -90,7 +90,7 @@ def _to_windows(x: Tensor, delta: Tensor | None, past: Tensor, rows: Rows, dtype
     return windows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _norm_to_ahead_kernel(  # type: ignore[no-untyped-def]
     embedded_ptr,
     weight_ptr,
@@ -122,7 +122,7 @@ def _norm_to_ahead_kernel(  # type: ignore[no-untyped-def]
         tl.store(windows_ptr + at, x, mask=inside & (seer >= 0) & (seer < tokens))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _to_windows_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     delta_ptr,

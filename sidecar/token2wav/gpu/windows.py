@@ -14,21 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from sidecar.timebase import FRAMES_PER_TOKEN
-from sidecar.token2wav.gpu.ahead import PIECE_BYTES, Ahead, ask_ahead, ask_for_pieces
 from sidecar.token2wav.gpu.norms import ADAPTIVE_NORM_EPS, add_gated, modulated, rows_a_program
-from sidecar.token2wav.gpu.rows import Field, Rows
+from sidecar.token2wav.gpu.rows import STEP_SIZES, Field, Rows
 
 TAPS = 3
 
 _SLOT = tl.constexpr(int(Field.SLOT))
 _NEW_TOKENS = tl.constexpr(int(Field.NEW_TOKENS))
-_PROMPT_TOKENS = tl.constexpr(int(Field.PROMPT_TOKENS))
-_VOICE_FRAMES = tl.constexpr(int(Field.VOICE_FRAMES))
 _FRAMES_PER_TOKEN = tl.constexpr(FRAMES_PER_TOKEN)
 _NORM_EPS = tl.constexpr(1e-5)
-
-#: Up to so many rows, of at most a few voices, a block's keys and values of the voices are asked for ahead.
-VOICE_AHEAD_ROWS = 0
 
 
 @dataclass(frozen=True)
@@ -76,30 +70,12 @@ def _keep_last(windows, past, row, frame, new, channel, inside, C: tl.constexpr)
     tl.store(past + 2 * channel + (frame - new + 2), y, mask=kept)
 
 
-@triton.jit
-def _ask_for_voice(  # type: ignore[no-untyped-def]
-    control, frames, batch, line, voice_index, COLUMN_BYTES: tl.constexpr
-):
-    """A frame's share of what its stream's voice gives to the attention at `voice_index`, of programs of one row."""
-    row = tl.program_id(0)
-    at = row // frames
-    guidance = at // batch
-    stream = control + (at - guidance * batch) * line
-    size = tl.load(stream + _PROMPT_TOKENS) * (_FRAMES_PER_TOKEN * COLUMN_BYTES)
-    address = tl.load(stream + _VOICE_FRAMES) + (voice_index + guidance) * size
-    pieces = (size // PIECE_BYTES).to(tl.int32)
-    share = tl.cdiv(pieces, frames)
-    first = (row - at * frames) * share
-    ask_for_pieces(address, first, tl.minimum(first + share, pieces))
-
-
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _norm_to_windows(  # type: ignore[no-untyped-def]
     x, delta, gate, affine, windows,
-    past, control, rows, frames, batch, line, slot_stride, guidance_stride, ahead, pieces,
+    past, control, rows, frames, batch, line, slot_stride, guidance_stride,
     C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    ask_ahead(ahead, pieces)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     inside = (row < rows) & (channel < C)
@@ -110,13 +86,12 @@ def _norm_to_windows(  # type: ignore[no-untyped-def]
     _store_windows(y, first, windows, row, frame, frames, new, channel, inside, C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _mish_to_windows(  # type: ignore[no-untyped-def]
     x, affine, first_windows, windows,
-    past, control, rows, frames, batch, line, slot_stride, guidance_stride, ahead, pieces,
+    past, control, rows, frames, batch, line, slot_stride, guidance_stride,
     C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    ask_ahead(ahead, pieces)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     inside = (row < rows) & (channel < C)
@@ -131,15 +106,12 @@ def _mish_to_windows(  # type: ignore[no-untyped-def]
     _keep_last(first_windows, first, row, frame, new, channel, inside, C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STEP_SIZES)
 def _norm_and_keep(  # type: ignore[no-untyped-def]
     x, delta, gate, affine, out, second_windows,
-    past, control, rows, frames, batch, line, slot_stride, guidance_stride, ahead, pieces, voice_index,
-    VOICE_BYTES: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    past, control, rows, frames, batch, line, slot_stride, guidance_stride,
+    C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    ask_ahead(ahead, pieces)
-    if VOICE_BYTES > 0:
-        _ask_for_voice(control, frames, batch, line, voice_index, VOICE_BYTES)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     inside = (row < rows) & (channel < C)
@@ -150,45 +122,24 @@ def _norm_and_keep(  # type: ignore[no-untyped-def]
     _keep_last(second_windows, first + 2 * C, row, frame, new, channel, inside, C)
 
 
-def norm_to_windows(
-    x: Tensor, delta: Tensor, gate: Tensor, affine: Tensor, *, windows: Tensor, past: ConvPast, ahead: Ahead
-) -> None:
+def norm_to_windows(x: Tensor, delta: Tensor, gate: Tensor, affine: Tensor, *, windows: Tensor, past: ConvPast) -> None:
     """`add_and_norm` of (R T, h), its outcome as windows (R T, 3h) of the first convolution."""
-    _norm_to_windows[_grid(x)](x, delta, gate, affine, windows, *_places(x, past), *ahead, **_sizes(x))
+    _norm_to_windows[_grid(x)](x, delta, gate, affine, windows, *_places(x, past), **_sizes(x))
 
 
-def mish_to_windows(
-    x: Tensor, affine: Tensor, *, first_windows: Tensor, windows: Tensor, past: ConvPast, ahead: Ahead
-) -> None:
+def mish_to_windows(x: Tensor, affine: Tensor, *, first_windows: Tensor, windows: Tensor, past: ConvPast) -> None:
     """mish(norm(x) * scale + shift), x (R T, h), as windows (R T, 3h) of the second convolution.
 
     What the first convolution keeps is taken from its windows.
     """
-    _mish_to_windows[_grid(x)](x, affine, first_windows, windows, *_places(x, past), *ahead, **_sizes(x))
+    _mish_to_windows[_grid(x)](x, affine, first_windows, windows, *_places(x, past), **_sizes(x))
 
 
 def norm_and_keep(
-    x: Tensor,
-    delta: Tensor,
-    gate: Tensor,
-    affine: Tensor,
-    *,
-    out: Tensor,
-    windows: Tensor,
-    past: ConvPast,
-    ahead: Ahead,
-    voice_index: int,
-    voice_bytes: int,
+    x: Tensor, delta: Tensor, gate: Tensor, affine: Tensor, *, out: Tensor, windows: Tensor, past: ConvPast
 ) -> None:
-    """`add_and_norm` into out (R T, h); what the second convolution keeps is taken from its `windows`.
-
-    The next attention's keys and values, at `voice_index` of each voice and of `voice_bytes` a column, are asked for.
-    """
-    asked = x.is_cuda and len(x) <= VOICE_AHEAD_ROWS and rows_a_program(len(x), x.device) == 1
-    _norm_and_keep[_grid(x)](
-        x, delta, gate, affine, out, windows, *_places(x, past), *ahead, voice_index,
-        VOICE_BYTES=voice_bytes if asked else 0, **_sizes(x),
-    )  # fmt: skip
+    """`add_and_norm` into out (R T, h); what the second convolution keeps is taken from its `windows`."""
+    _norm_and_keep[_grid(x)](x, delta, gate, affine, out, windows, *_places(x, past), **_sizes(x))
 
 
 def _grid(x: Tensor) -> tuple[int]:
