@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
     """uvicorn, with running streams given their time when the process is asked to end.
 
     Args:
-        failed: set when the server will never be ready, which ends it.
+        failed: set when the server will never be ready, or never again, which ends it.
     """
 
     def __init__(self, config: uvicorn.Config, failed: threading.Event) -> None:

@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 #: Spoken once through the whole pipeline before the server calls itself ready. Its tokens are bounded: it is there to
 #: run every part once, and a sentence of some seconds does.
 WARM_UP = SpeechRequest(text="Hello, this is the first sentence.", max_tokens=64, seed=0, streaming=True)
+#: So many of it at once on a GPU: vLLM compiles what samples for 8 streams and more when they first come, and who came
+#: first to an H100 waited up to 5 s for that.
+GPU_WARM_UP_STREAMS = 16
 ENGINE_POLL_S = 0.2
 #: On a GPU a step of eight chunks takes half as long again as a step of one, and what it takes is taken from the
 #: language model beside it. At 64 listeners some 15 chunks come in this time.
@@ -58,7 +61,7 @@ def create_app(
 
     Args:
         engine, token2wav, voices: made from the settings where not given.
-        on_failure: called when a part cannot be made, so that the server will never be ready.
+        on_failure: called, in any thread, when a part cannot be made or is lost for good: the server is of no use.
     """
     pool = StatePool(settings.slots)
     services = Services(settings, _metrics(pool, lambda: loader.chunks_waiting))
@@ -120,7 +123,7 @@ class _Loader:
             await self._tokenizer()
             token2wav = await self._token2wav()
             voices = await self._voices(token2wav, opened)
-            scheduler = await self._scheduler(token2wav)
+            scheduler = await self._scheduler(token2wav, on_failure)
             scheduler.start()
             opened.push_async_callback(scheduler.close)
             pipeline = await self._pipeline(scheduler, voices)
@@ -170,7 +173,7 @@ class _Loader:
         opened.push_async_callback(voices.close)
         return voices
 
-    async def _scheduler(self, token2wav: Token2Wav) -> StreamScheduler:
+    async def _scheduler(self, token2wav: Token2Wav, on_failure: Callable[[], None]) -> StreamScheduler:
         settings, metrics = self.services.settings, self.services.metrics
         sizes = settings.stream
         plan = ChunkPlan(first_chunk_tokens=sizes.first_chunk_tokens, chunk_tokens=sizes.chunk_tokens)
@@ -183,7 +186,7 @@ class _Loader:
             metrics.step_streams.observe(step.streams, chunk)
 
         wait_s = GPU_BATCH_WAIT_S if settings.on_gpu else 0.0
-        self.scheduler = StreamScheduler(steps, plan, batch_wait_s=wait_s, on_step=count)
+        self.scheduler = StreamScheduler(steps, plan, batch_wait_s=wait_s, on_step=count, on_device_lost=on_failure)
         return self.scheduler
 
     async def _pipeline(self, scheduler: StreamScheduler, voices: VoiceLibrary) -> SpeechPipeline:
@@ -204,11 +207,17 @@ class _Loader:
         )
 
     async def _warm_up(self, pipeline: SpeechPipeline) -> None:
-        # nobody asked for this sentence, so it is left out of the numbers
+        # nobody asked for these sentences, so they are left out of the numbers
         unheard = replace(pipeline, metrics=_metrics(self.pool))
-        async with await unheard.open(WARM_UP, "warm-up") as speech:
-            async for _ in speech.samples():
-                pass
+
+        async def speak() -> None:
+            async with await unheard.open(WARM_UP, "warm-up") as speech:
+                async for _ in speech.samples():
+                    pass
+
+        settings = self.services.settings
+        streams = min(GPU_WARM_UP_STREAMS, settings.slots) if settings.on_gpu else 1
+        await asyncio.gather(*(speak() for _ in range(streams)))
 
 
 def _leave_out_of_garbage_collection() -> None:

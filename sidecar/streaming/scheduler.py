@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from sidecar.errors import SidecarError, SynthesisFailed
 from sidecar.streaming.chunking import Chunk, Chunker, ChunkPlan
@@ -48,6 +49,7 @@ class StreamScheduler:
         batch_wait_s: how long a chunk may wait for others to share its step with, while nobody hurries.
         clock: seconds, monotonic; playout is counted with it.
         on_step: told of each step, in a thread that waited for it.
+        on_device_lost: called, in any thread, when the device will compute nothing more for this process.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class StreamScheduler:
         batch_wait_s: float = 0.0,
         clock: Clock = time.monotonic,
         on_step: Callable[[StepTaken], None] = lambda _: None,
+        on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._steps = steps
         self._plan = plan
         self._turns = Turns(steps, batch_wait_s)
         self._clock = clock
         self._on_step = on_step
+        self._on_device_lost = on_device_lost
         self._streams: list[SpeechStream] = []
         self._changed = [asyncio.Event() for _ in range(steps.lanes)]
         self._compute_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token2wav")
@@ -168,6 +172,7 @@ class StreamScheduler:
             made = await loop.run_in_executor(self._waiting_threads, self._compute, step, lane, first)
         except Exception as error:
             # whatever went wrong went wrong for these streams: the others, and the server, go on
+            self._end_if_lost(error)
             made = [_failure(error)] * len(streams)
         self._over(streams)
         for stream, samples in zip(streams, made, strict=True):
@@ -188,6 +193,7 @@ class StreamScheduler:
         try:
             pending = self._compute_thread.submit(self._steps.submit, step, lane=lane).result()
         except Exception as error:
+            self._end_if_lost(error)
             if len(step) == 1:
                 return [_failure(error)]
             # no stream has moved yet: whoever broke it shall break alone
@@ -195,6 +201,11 @@ class StreamScheduler:
         made = pending.wait()
         self._on_step(StepTaken(time.perf_counter() - started_at, len(step), first))
         return [samples if np.isfinite(samples).all() else _not_finite() for samples in made]
+
+    def _end_if_lost(self, error: Exception) -> None:
+        # CUDA says the same to every call after its first error
+        if isinstance(error, torch.AcceleratorError):
+            self._on_device_lost()
 
 
 def _hurries_to_begin(stream: SpeechStream) -> bool:

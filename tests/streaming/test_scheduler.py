@@ -34,9 +34,11 @@ def clock() -> Clock:
 
 
 @asynccontextmanager
-async def scheduling(token2wav: Any, clock: Clock, plan: ChunkPlan = PLAN) -> AsyncIterator[StreamScheduler]:
+async def scheduling(
+    token2wav: Any, clock: Clock, plan: ChunkPlan = PLAN, **told: Any
+) -> AsyncIterator[StreamScheduler]:
     steps = token2wav if isinstance(token2wav, Device) else EagerSteps(token2wav)
-    scheduler = StreamScheduler(steps, plan, clock=clock)
+    scheduler = StreamScheduler(steps, plan, clock=clock, **told)
     scheduler.start()
     try:
         yield scheduler
@@ -431,6 +433,29 @@ def test_a_step_that_breaks_under_way_ends_its_own_streams_alone(voice: OpenedVo
                     await anext(stream.samples())
             await anext(other.samples())
             assert device.open_seats == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("when", ["begun", "waited for"])
+def test_a_lost_device_is_told_of(voice: OpenedVoice, clock: Clock, when: str) -> None:
+    class Lost(Device):
+        def submit(self, rows: Any, *, lane: int) -> Any:
+            if when == "begun":
+                self.wait()
+            return self
+
+        def wait(self) -> Any:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    async def test() -> None:
+        told = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        async with scheduling(Lost(), clock, on_device_lost=lambda: loop.call_soon_threadsafe(told.set)) as scheduler:
+            stream = await fed(scheduler, voice, 1, 13)
+            with pytest.raises(SynthesisFailed, match="illegal memory access"):
+                await anext(stream.samples())
+            await asyncio.wait_for(told.wait(), 5)
 
     run(test())
 
