@@ -186,7 +186,7 @@ class _Loader:
             metrics.step_streams.observe(step.streams, chunk)
 
         wait_s = GPU_BATCH_WAIT_S if settings.on_gpu else 0.0
-        self.scheduler = StreamScheduler(steps, plan, batch_wait_s=wait_s, on_step=count, on_device_lost=on_failure)
+        self.scheduler = StreamScheduler(steps, plan, batch_wait_s=wait_s, on_step=count, on_broken=on_failure)
         return self.scheduler
 
     async def _pipeline(self, scheduler: StreamScheduler, voices: VoiceLibrary) -> SpeechPipeline:

@@ -49,7 +49,7 @@ class StreamScheduler:
         batch_wait_s: how long a chunk may wait for others to share its step with, while nobody hurries.
         clock: seconds, monotonic; playout is counted with it.
         on_step: told of each step, in a thread that waited for it.
-        on_device_lost: called, in any thread, when the device will compute nothing more for this process.
+        on_broken: called, in any thread, when no more steps will come: the device is lost, or a lane is.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class StreamScheduler:
         batch_wait_s: float = 0.0,
         clock: Clock = time.monotonic,
         on_step: Callable[[StepTaken], None] = lambda _: None,
-        on_device_lost: Callable[[], None] = lambda: None,
+        on_broken: Callable[[], None] = lambda: None,
     ) -> None:
         self._steps = steps
         self._plan = plan
         self._turns = Turns(steps, batch_wait_s)
         self._clock = clock
         self._on_step = on_step
-        self._on_device_lost = on_device_lost
+        self._on_broken = on_broken
         self._streams: list[SpeechStream] = []
         self._changed = [asyncio.Event() for _ in range(steps.lanes)]
         self._compute_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token2wav")
@@ -85,6 +85,8 @@ class StreamScheduler:
             asyncio.create_task(self._serve(lane), name=f"stream scheduler, lane {lane}")
             for lane in range(self._steps.lanes)
         ]
+        for lane in self._lanes:
+            lane.add_done_callback(self._lane_ended)
 
     async def close(self) -> None:
         """Begin no more steps; streams that still run are abandoned."""
@@ -202,10 +204,16 @@ class StreamScheduler:
         self._on_step(StepTaken(time.perf_counter() - started_at, len(step), first))
         return [samples if np.isfinite(samples).all() else _not_finite() for samples in made]
 
+    def _lane_ended(self, lane: asyncio.Task[None]) -> None:
+        # only a mistake of ours ends one; its streams would wait for ever
+        if not lane.cancelled():
+            logger.error("%s ended", lane.get_name(), exc_info=lane.exception())
+            self._on_broken()
+
     def _end_if_lost(self, error: Exception) -> None:
         # CUDA says the same to every call after its first error
         if isinstance(error, torch.AcceleratorError):
-            self._on_device_lost()
+            self._on_broken()
 
 
 def _hurries_to_begin(stream: SpeechStream) -> bool:

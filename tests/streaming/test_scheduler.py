@@ -451,10 +451,25 @@ def test_a_lost_device_is_told_of(voice: OpenedVoice, clock: Clock, when: str) -
     async def test() -> None:
         told = asyncio.Event()
         loop = asyncio.get_running_loop()
-        async with scheduling(Lost(), clock, on_device_lost=lambda: loop.call_soon_threadsafe(told.set)) as scheduler:
+        async with scheduling(Lost(), clock, on_broken=lambda: loop.call_soon_threadsafe(told.set)) as scheduler:
             stream = await fed(scheduler, voice, 1, 13)
             with pytest.raises(SynthesisFailed, match="illegal memory access"):
                 await anext(stream.samples())
+            await asyncio.wait_for(told.wait(), 5)
+
+    run(test())
+
+
+def test_a_lane_that_ends_by_a_mistake_is_told_of(voice: OpenedVoice, clock: Clock) -> None:
+    class Mistaken(Device):
+        def shareable(self, leader: Any, other: Any) -> bool:
+            raise ValueError("a mistake of ours")
+
+    async def test() -> None:
+        told = asyncio.Event()
+        async with scheduling(Mistaken(), clock, on_broken=told.set) as scheduler:
+            for seed in (1, 2):
+                await fed(scheduler, voice, seed, 13)
             await asyncio.wait_for(told.wait(), 5)
 
     run(test())
