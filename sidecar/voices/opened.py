@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 
 import torch
 
-from sidecar.errors import NotReady
+from sidecar.errors import Full, NotReady
 from sidecar.token2wav.state import OpenedVoice
 from sidecar.voices.once import Once
 from sidecar.voices.recording import VoiceRecording
@@ -49,6 +49,7 @@ class OpenedVoices:
 
         Raises:
             SidecarError: as the build.
+            Full: there is no memory for it.
             NotReady: closed, or `stop_waiting` was called.
         """
         sha256 = await asyncio.to_thread(lambda: recording.sha256)
@@ -76,7 +77,14 @@ class OpenedVoices:
     async def _built(self, sha256: str, recording: VoiceRecording) -> OpenedVoice:
         if self._closing:
             raise NotReady("the server is shutting down")
-        voice = await asyncio.get_running_loop().run_in_executor(self._thread, self._build, recording)
+        try:
+            voice = await asyncio.get_running_loop().run_in_executor(self._thread, self._build, recording)
+        except torch.OutOfMemoryError as error:
+            self._voices.clear()  # streams hold those that are heard
+            raise Full(
+                "the GPU has no room for another voice while so many are heard; try again in a moment, or use one of "
+                "those"
+            ) from error
         self._voices[sha256] = voice
         self._let_go()
         return voice

@@ -9,6 +9,7 @@ import pytest
 import torch
 from voice_parts import CountingOpener, recording, use
 
+from sidecar.errors import Full
 from sidecar.token2wav import Token2Wav
 from sidecar.token2wav.state import OpenedVoice
 from sidecar.voices.library import VoiceLibrary
@@ -96,6 +97,24 @@ def test_a_stream_of_a_voice_that_was_let_go_speaks_on_unchanged(
 
     spoke_on, anew = use(make_library(voice_dir=four, memory_mb=0), ask)
     assert torch.equal(spoke_on, anew)
+
+
+def test_a_voice_without_room_is_refused_in_words_and_idle_ones_make_room(
+    make_library: MakeLibrary, four: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(library: VoiceLibrary) -> None:
+        heard = await library.get("v0")
+        with monkeypatch.context() as full:
+            full.setattr(Token2Wav, "open_voice", no_room)
+            with pytest.raises(Full, match="no room for another voice"):
+                await library.get("v1")
+        assert await library.get("v0") is not heard, "it was let go"
+        await library.get("v1")
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    use(make_library(voice_dir=four), ask)
 
 
 def test_memory_is_that_of_all_tensors(make_library: MakeLibrary) -> None:
