@@ -88,7 +88,7 @@ $(READY): pyproject.toml Makefile
 	        echo "[install] nor there; the one for CUDA, some gigabytes"
 	        $(PIP) -r <(grep '^torch==' $(WANTED) | sed 's/+cpu//') $(BRIEFLY) $(OR_SAY_WHY)
 	    }
-	    $(PIP) -e '.[dev]' -r <(grep -v '^torch\(==\|vision\|audio\|codec\)' $(WANTED)) $(BRIEFLY) $(OR_SAY_WHY)
+	    $(PIP) -e '.[dev,interpreter]' -r <(grep -v '^torch\(==\|vision\|audio\|codec\)' $(WANTED)) $(BRIEFLY) $(OR_SAY_WHY)
 	fi
 	@echo "[install] done"
 	@touch $@
